@@ -1,0 +1,1 @@
+"""The SQL files of taskd, packaged as `taskd.sql`; there is no code here."""

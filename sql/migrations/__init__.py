@@ -1,0 +1,1 @@
+"""The migrations, packaged as `taskd.sql.migrations`; there is no code here."""

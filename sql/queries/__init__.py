@@ -1,0 +1,1 @@
+"""The queries, packaged as `taskd.sql.queries`; there is no code here."""

@@ -1,0 +1,83 @@
+-- Statements of the daemon: claims, verdicts, rescue. The hot ones are functions of migration 0001, so
+-- that their inner plans are made once a session, also behind a pooler that forgets prepared statements.
+
+-- name: claim_jobs
+-- moves: pending -> processing
+select * from taskd.claim(
+    %(node)s, %(claim)s, %(types)s, %(priorities)s, %(wants)s, %(aheads)s, %(pools)s, %(budgets)s,
+    %(floor_at)s, %(floor_id)s, %(limited)s, %(served)s);
+
+-- name: settle_completed
+-- moves: processing -> completed
+select id::text from taskd.settle_completed(%(node)s, %(ids)s, %(claims)s, %(results)s, %(ran_ms)s,
+                                            %(limited)s) as id;
+
+-- name: settle_others
+-- moves: processing -> scheduled | pending | completed | failed | cancelled
+select id::text from taskd.settle_others(
+    %(node)s, %(ids)s, %(claims)s, %(status)s, %(delays_ms)s, %(counts)s, %(causes)s, %(errors)s,
+    %(results)s, %(ran_ms)s, %(exit_codes)s, %(signals)s, %(cpu_s)s, %(max_rss)s, %(crashes)s,
+    %(alone)s, %(limited)s) as id;
+
+-- name: settled_by
+-- Which of these jobs are no longer processing and still carry the claim: their settle was stored and
+-- only its answer was lost. The rest is fenced.
+select v.id::text
+from unnest(%(ids)s::uuid[], %(claims)s::bigint[]) as v (id, claim)
+where exists (
+        select from taskd.outcomes as o
+        where o.id = v.id and o.node = %(node)s and o.claim = v.claim)
+    or exists (
+        select from taskd.queue as q
+        where q.id = v.id and not q.claimed and q.node = %(node)s and q.claim = v.claim)
+    or exists (
+        select from taskd.history as h
+        where h.job_id = v.id and h.node = %(node)s and h.claim = v.claim);
+
+-- name: put_back_unanswered
+-- moves: processing -> scheduled | pending
+-- Rows of this node whose claim's answer was lost: nobody runs them. Scans the queue; it runs only after
+-- a connection broke in the middle of a claim.
+with back as (
+    update taskd.queue as q
+    set claimed = false, node = null, claim = null, started_at = null, run_at = clock_timestamp()
+    where q.claimed and q.node = %(node)s and q.claim = any(%(claims)s)
+    returning q.type
+), counted as (
+    update taskd.running as r set jobs = greatest(0, r.jobs - c.jobs)
+    from (select b.type, count(*)::integer as jobs from back as b group by b.type) as c
+    where r.type = c.type and r.node = %(node)s
+)
+select count(*) from back;
+
+-- name: rescue_lost
+-- moves: processing -> pending | failed
+select dead, jobs from taskd.rescue(null, 'lease_expired', %(error)s);
+
+-- name: rescue_named
+-- moves: processing -> pending | failed
+select dead, jobs from taskd.rescue(%(nodes)s, %(cause)s, %(error)s);
+
+-- name: expire_jobs
+-- moves: pending -> failed
+with gone as (
+    delete from taskd.queue as q
+    where q.id in (
+        select w.id from taskd.queue as w
+        where w.expires_at <= clock_timestamp() and not w.claimed
+        order by w.expires_at limit %(most)s for update skip locked)
+    returning q.id, q.run_at, q.attempts, q.max_attempts, q.keyed
+), freed as (
+    delete from taskd.unique_keys as k using gone as g join taskd.jobs as j on j.id = g.id
+    where g.keyed and k.client = j.client and k.key = j.unique_key and k.job_id = j.id
+), told as (
+    insert into taskd.history (job_id, attempt, ended_at, cause, error)
+    select g.id, g.attempts + 1, clock_timestamp(), 'expired', 'not started in time' from gone as g
+)
+insert into taskd.outcomes (id, finished_at, run_at, attempts, max_attempts, status, error)
+select g.id, clock_timestamp(), g.run_at, g.attempts, g.max_attempts, 'failed', 'not started in time'
+from gone as g
+returning id::text;
+
+-- name: floors
+select * from taskd.floors(%(types)s, %(priorities)s, %(from_at)s, %(from_id)s, %(to_at)s, %(to_id)s);

@@ -1,0 +1,46 @@
+-- Worker nodes: one row a start of a daemon.
+
+-- name: register_node
+insert into taskd.nodes (name, host, pid, version, lease, lease_until, info)
+values (%(name)s, %(host)s, %(pid)s, %(version)s, %(lease)s, clock_timestamp() + %(lease)s, %(info)s)
+returning id;
+
+-- name: heartbeat
+-- Fenced: a node that was marked dead never gets its lease back.
+update taskd.nodes as n
+set lease_until = clock_timestamp() + n.lease, heartbeat_at = clock_timestamp(), state = %(state)s,
+    info = %(info)s
+where n.id = %(node)s and n.state in ('live', 'draining')
+returning n.id;
+
+-- name: node_ended
+update taskd.nodes as n set state = 'gone', ended_at = clock_timestamp()
+where n.id = %(node)s and n.state in ('live', 'draining')
+returning n.id;
+
+-- name: forget_nodes
+-- Rows of nodes that ended long ago; history names them by number, so they stay for as long as it does.
+delete from taskd.nodes as n
+where n.state in ('gone', 'dead') and n.ended_at < clock_timestamp() - %(age)s
+    and not exists (select from taskd.queue as q where q.claimed and q.node = n.id);
+
+-- name: list_nodes
+select n.id, n.name, n.host, n.pid, n.version, n.state, n.started_at, n.heartbeat_at, n.lease_until,
+    n.ended_at, n.info::text as info,
+    array(select t.type from taskd.node_types as t where t.node = n.id order by 1) as types
+from taskd.nodes as n
+where n.state in ('live', 'draining') or n.ended_at > clock_timestamp() - interval '1 day'
+order by n.id desc
+limit 200;
+
+-- name: server_facts
+select current_setting('server_version_num')::integer as version,
+    current_setting('server_version') as version_text,
+    current_setting('fsync') as fsync,
+    current_setting('full_page_writes') as full_page_writes,
+    current_setting('synchronous_commit') as synchronous_commit,
+    current_setting('default_transaction_read_only') as read_only,
+    pg_is_in_recovery() as in_recovery,
+    clock_timestamp() as clock,
+    coalesce((select c.relpersistence::text from pg_class as c where c.oid = to_regclass('taskd.jobs')), 'p')
+        as persistence;

@@ -1,0 +1,1 @@
+"""The process that runs jobs: the only place where plugin code is imported and called."""

@@ -1,0 +1,85 @@
+"""What this child has to tell its supervisor and has not written yet.
+
+Messages gather while the last write is under way; nothing waits on a timer. Log lines and progress
+come from handlers at any moment and from any thread; they are bounded here, for each run.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+
+import msgspec
+
+from taskd.model.payload import clean_text
+from taskd.obs.redact import MASK, REDACTOR
+from taskd.plugin import Context
+from taskd.wire import Log, Progress, frame
+
+MAX_LINE = 16 * 1024
+"""Bytes of one line kept with a job; longer ones are cut."""
+
+MAX_FRAME = 8 * 1024 * 1024
+"""Bytes at which a batch is cut in two, far below what breaks the pipe."""
+
+_LEVELS = frozenset({"debug", "info", "warning", "error", "critical"})
+
+
+class Outbox:
+    """Collects messages; owned by the child, filled by all of its threads, emptied by its writer."""
+
+    def __init__(self, log_lines: int, wake: Callable[[], None]) -> None:
+        """`wake` is called when a handler left something to write; `log_lines` is the most for a run."""
+        self._messages: deque[msgspec.Struct] = deque()
+        self._progress: dict[int, Progress] = {}
+        self._log_lines = log_lines
+        self._wake = wake
+        self.put = self._messages.append
+        """Add a message of the child itself, whose writer needs no waking."""
+
+    def line(self, ctx: Context, level: str, text: str) -> None:
+        """Keep a line with the job of `ctx`; beyond the limit one line says that more are dropped."""
+        if not ctx._open or ctx._lines > self._log_lines:
+            return
+        ctx._lines += 1
+        if ctx._lines > self._log_lines:
+            level, text = "warning", f"taskd: lines after the first {self._log_lines} are dropped"
+        level = level if level in _LEVELS else "info"
+        self.put(Log(ctx._run, time.time(), level, hidden(ctx, text, MAX_LINE)))
+        self._wake()
+
+    def progress(self, ctx: Context, percent: float, message: str) -> None:
+        """Keep how far the job of `ctx` is; only the latest is sent."""
+        self._progress[ctx._run] = Progress(ctx._run, percent, hidden(ctx, message, 1024))
+        self._wake()
+
+    def take(self) -> list[msgspec.Struct]:
+        """Return all that waits, progress first: nothing may follow the end of its run."""
+        taken: list[msgspec.Struct] = []
+        while self._progress:
+            taken.append(self._progress.popitem()[1])
+        messages = self._messages
+        # Not a swap of the two: another thread may be about to add to the old one.
+        taken += [messages.popleft() for _ in range(len(messages))]
+        return taken
+
+
+def frames(messages: list[msgspec.Struct]) -> Iterator[bytes]:
+    """Yield `messages` as frames, each at most `MAX_FRAME` bytes unless one message is longer."""
+    data = frame(messages)
+    if len(data) <= MAX_FRAME or len(messages) == 1:
+        yield data
+    else:
+        middle = len(messages) // 2
+        yield from frames(messages[:middle])
+        yield from frames(messages[middle:])
+
+
+def hidden(ctx: Context, text: str, limit: int) -> str:
+    """Return `text` fit to be stored and shown: secrets masked, cut to `limit` bytes at a character."""
+    # Cut twice: 50 MB are not searched for secrets, and no half of one is left at the end.
+    text = clean_text(text, 2 * limit)
+    for secret in ctx._masked:
+        text = text.replace(secret, MASK)
+    return clean_text(REDACTOR.text(text), limit)

@@ -1,0 +1,593 @@
+"""The job children of a node: hands them jobs, hears how they ended, kills what overstays.
+
+Children are grouped by pool and isolation. Jobs of `async` types share the pool's fixed children; each
+job of a `process` type has a child to itself while it runs; a job that must run alone (its last process
+died and nobody could be blamed) goes to the pool's *lone* child, which runs one at a time.
+
+Every run gets exactly one verdict here: by what the child reports, or by what befell the child.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import msgspec
+
+from taskd import wire
+from taskd.engine.settler import Settler
+from taskd.engine.slots import Slots
+from taskd.model import verdict as decide
+from taskd.model.jobtype import TypeInfo
+from taskd.model.state import Cause, State
+from taskd.model.verdict import Case, Verdict
+from taskd.obs.metrics import Metrics
+from taskd.process.family import Exit, Family, Member, Spec
+from taskd.process.keeper import Keeper
+from taskd.store.leases import Claimed, Completion, Settlement
+
+log = logging.getLogger("taskd.engine.crew")
+
+WATCH_S = 0.2
+"""How often overstaying runs are looked for."""
+IDLE_S = 60.0
+"""A spare process child that had nothing to do for this long ends."""
+STOP_GRACE_S = 5.0
+
+Kind = Literal["async", "process", "lone"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolSettings:
+    """A pool: `processes` async children, `concurrency` jobs at once over all its children."""
+
+    processes: int
+    concurrency: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CrewSettings:
+    """What the crew needs to know; `plugins` by type name: which plugin a child of that type loads."""
+
+    node_name: str
+    infos: Mapping[str, TypeInfo]
+    pools: Mapping[str, PoolSettings]
+    plugins: Mapping[str, wire.Plugin]
+    argv: Sequence[str]
+    env: Mapping[str, str]
+    result_bytes: int
+    error_bytes: int
+    log_lines: int
+    max_crashes: int
+
+
+class Run:
+    """One job in a child's hands."""
+
+    __slots__ = ("asked", "deadline", "handle", "info", "job", "killed", "started_at")
+
+    def __init__(self, job: Claimed, info: TypeInfo, handle: int) -> None:
+        self.job = job
+        self.info = info
+        self.handle = handle
+        self.started_at = 0.0
+        """Monotonic seconds; 0 until the child says that the handler is called."""
+        self.deadline = 0.0
+        self.asked: Cause | None = None
+        """Why it was asked to stop."""
+        self.killed: Cause | None = None
+        """Why its process was killed, when that was on its account."""
+
+    @property
+    def timeout_s(self) -> float:
+        asked = self.job.timeout_ms
+        return self.info.timeout if asked is None else min(self.info.timeout, asked / 1000)
+
+    @property
+    def case(self) -> Case:
+        job = self.job
+        return Case(attempts=job.attempts, max_attempts=job.max_attempts, crashes=job.crashes, alone=job.alone)
+
+
+class Child(asyncio.Protocol):
+    """One child process as the supervisor sees it; lives from its start to its end."""
+
+    def __init__(self, crew: Crew, group: Group, number: int) -> None:
+        self.crew = crew
+        self.group = group
+        self.number = number
+        self.member: Member | None = None
+        self.runs: dict[int, Run] = {}
+        self.started: dict[int, Run] = {}
+        self.ready = False
+        self.stopping = False
+        self.idle_since = time.monotonic()
+        self._reader = wire.Reader(wire.ToSupervisor)
+        self._transport: asyncio.Transport | None = None
+        self._outbox: list[msgspec.Struct] = []
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self.flush()
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            messages = self._reader.feed(data)
+        except wire.BrokenFrame as error:
+            log.error("child sent what is no message", extra={"child": self.number, "error": str(error)})
+            self.kill()
+            return
+        self.crew.heard(self, messages)
+
+    def send(self, message: msgspec.Struct) -> None:
+        """Queue a message; `flush` sends all that gathered in one frame."""
+        self._outbox.append(message)
+
+    def flush(self) -> None:
+        if self._outbox and self._transport is not None and not self._transport.is_closing():
+            self._transport.write(wire.frame(self._outbox))
+            self._outbox = []
+
+    def kill(self) -> None:
+        """Kill the process with all that it started; its end is dealt with when it is seen."""
+        if self.member is not None:
+            self.member.kill()
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+
+class Group:
+    """The children of one pool and kind."""
+
+    def __init__(self, pool: str, kind: Kind, settings: PoolSettings, types: list[str]) -> None:
+        self.pool = pool
+        self.kind: Kind = kind
+        self.types = types
+        self.most = settings.processes if kind == "async" else 1 if kind == "lone" else settings.concurrency
+        self.slots = -(-settings.concurrency // settings.processes) if kind == "async" else 1
+        self.children: dict[int, Child] = {}
+        self.keepers: dict[int, Keeper] = {}
+        self.tasks: dict[int, asyncio.Task[object]] = {}
+
+
+class Crew:
+    """All children of a node. `take` hands jobs in; verdicts go to the settler."""
+
+    def __init__(
+        self,
+        settings: CrewSettings,
+        family: Family,
+        slots: Slots,
+        settler: Settler,
+        metrics: Metrics,
+        dice: random.Random,
+        *,
+        room: Callable[[], None],
+    ) -> None:
+        """`room` is called after jobs have ended here: there are slots to fill."""
+        self._settings = settings
+        self._family = family
+        self._slots = slots
+        self._settler = settler
+        self._metrics = metrics
+        self._dice = dice
+        self._room = room
+        self._handle = 0
+        self._number = 0
+        self._draining = False
+        self._groups: dict[tuple[str, Kind], Group] = {}
+        by_pool: dict[tuple[str, Kind], list[str]] = {}
+        for name, info in settings.infos.items():
+            if info.enabled:
+                by_pool.setdefault((info.pool, info.isolation), []).append(name)
+                if info.isolation == "async":
+                    by_pool.setdefault((info.pool, "lone"), []).append(name)
+        for (pool, kind), types in by_pool.items():
+            self._groups[pool, kind] = Group(pool, kind, settings.pools[pool], types)
+
+    # -- children ------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the fixed children: all async ones, and one of each process group."""
+        for group in self._groups.values():
+            for _ in range({"async": group.most, "process": 1, "lone": 0}[group.kind]):
+                self._add_child(group)
+
+    async def ready(self) -> None:
+        """Wait until every child started so far is ready or has died once."""
+        while any(
+            not child.ready for group in self._groups.values() for child in group.children.values()
+        ) and not self._draining:
+            await asyncio.sleep(0.005)
+
+    def _add_child(self, group: Group) -> Child:
+        self._number += 1
+        number = self._number
+        keeper = Keeper(
+            self._family,
+            lambda: Spec(
+                name=f"child {number}",
+                argv=self._settings.argv,
+                env=self._settings.env,
+                pipe_option="--fd",
+            ),
+            started=lambda member: self._born(group, number, member),
+            ended=lambda member, exit: self._ended(group, number, member, exit),
+        )
+        child = Child(self, group, number)
+        group.children[number] = child
+        group.keepers[number] = keeper
+        group.tasks[number] = asyncio.get_running_loop().create_task(keeper.run())
+        self._set_up(child)
+        return child
+
+    def _set_up(self, child: Child) -> None:
+        group = child.group
+        types = [name for name in group.types]
+        plugins: list[wire.Plugin] = []
+        for name in types:
+            if self._settings.plugins[name] not in plugins:
+                plugins.append(self._settings.plugins[name])
+        infos = self._settings.infos
+        limits = [infos[name].max_memory for name in types if infos[name].max_memory is not None]
+        child.send(
+            wire.Setup(
+                node=self._settings.node_name,
+                child=child.number,
+                plugins=plugins,
+                types=[
+                    wire.TypeSetup(
+                        type=name,
+                        handler=infos[name].handler,
+                        grace_s=infos[name].grace,
+                        options=infos[name].options,
+                    )
+                    for name in types
+                ],
+                slots=group.slots,
+                isolation="process" if group.kind == "process" else "async",
+                result_bytes=self._settings.result_bytes,
+                error_bytes=self._settings.error_bytes,
+                log_lines=self._settings.log_lines,
+                max_memory=min((limit for limit in limits if limit is not None), default=None),
+            )
+        )
+
+    def _born(self, group: Group, number: int, member: Member) -> None:
+        child = group.children.get(number)
+        if child is None or child.member is not None:
+            child = Child(self, group, number)
+            group.children[number] = child
+            self._set_up(child)
+        child.member = member
+        assert member.pipe is not None
+        self._family.log.debug("child started", extra={"child": member.name, "pool": group.pool})
+        task = asyncio.get_running_loop().create_task(self._connect(child, member))
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+    async def _connect(self, child: Child, member: Member) -> None:
+        await asyncio.get_running_loop().create_unix_connection(lambda: child, sock=member.pipe)
+
+    def _ended(self, group: Group, number: int, member: Member, exit: Exit) -> None:
+        child = group.children.pop(number)
+        child.close()
+        # The keeper starts the next one; until it is there the group may have no child at all.
+        self._open_or_close(group)
+        self._bury(child, exit)
+        if not child.stopping and not self._draining:
+            successor = Child(self, group, number)
+            group.children[number] = successor
+            self._set_up(successor)
+        else:
+            group.keepers.pop(number).end()
+            group.tasks.pop(number)
+
+    def _open_or_close(self, group: Group) -> None:
+        if group.kind != "lone":
+            is_open = any(child.ready and not child.stopping for child in group.children.values())
+            self._slots.set_open(group.pool, group.kind, is_open)
+
+    # -- jobs in ---------------------------------------------------------------------------------------
+
+    def take(self, jobs: Iterable[Claimed]) -> None:
+        """Hand claimed jobs to children."""
+        touched: set[Child] = set()
+        for job in jobs:
+            info = self._settings.infos[job.type]
+            self._slots.take(job.type)
+            if job.expired:
+                self._close(Run(job, info, 0), decide.expired())
+                continue
+            self._handle += 1
+            run = Run(job, info, self._handle)
+            child = None if self._draining else self._choose(info, alone=job.alone)
+            if child is None:
+                self._close(run, decide.put_back(run.case))
+                continue
+            child.runs[run.handle] = run
+            child.send(
+                wire.Start(
+                    run.handle,
+                    job.type,
+                    job.id,
+                    job.attempts + 1,
+                    job.max_attempts,
+                    run.timeout_s,
+                    job.client,
+                    msgspec.Raw(job.payload.encode()),
+                )
+            )
+            touched.add(child)
+        for child in touched:
+            child.flush()
+
+    def _choose(self, info: TypeInfo, *, alone: bool) -> Child | None:
+        kind: Kind = "lone" if alone and info.isolation == "async" else info.isolation
+        group = self._groups[info.pool, kind]
+        best: Child | None = None
+        for child in group.children.values():
+            # One that waits for its start may wait for long.
+            usable = not child.stopping and (child.ready or child.member is not None)
+            if usable and (best is None or len(child.runs) < len(best.runs)):
+                best = child
+        if (
+            (best is None or best.runs)
+            and len(group.children) < group.most
+            and (kind == "lone" or (kind == "process" and best is not None))
+        ):
+            return self._add_child(group)
+        return best
+
+    # -- what children say -----------------------------------------------------------------------------
+
+    def heard(self, child: Child, messages: Sequence[object]) -> None:
+        """Take what a child said: one call a read, whatever number of jobs it speaks of."""
+        now = time.monotonic()
+        ended = False
+        for message in messages:
+            if type(message) is wire.Finished:
+                run = child.runs.pop(message.run, None)
+                child.started.pop(message.run, None)
+                if run is None:
+                    continue
+                ended = True
+                self._finish(run, message, now)
+            elif type(message) is wire.Started:
+                run = child.runs.get(message.run)
+                if run is not None:
+                    run.started_at = now
+                    run.deadline = now + run.timeout_s
+                    child.started[message.run] = run
+            else:
+                self._heard_other(child, message)
+        if ended:
+            if not child.runs:
+                child.idle_since = now
+            self._room()
+
+    def _heard_other(self, child: Child, message: object) -> None:
+        if isinstance(message, wire.Ready):
+            child.ready = True
+            child.group.keepers[child.number].healthy()
+            self._open_or_close(child.group)
+            self._room()
+        elif isinstance(message, wire.Broken):
+            log.error("child can't work", extra={"child": child.number, "problem": message.problem})
+        elif isinstance(message, wire.Log):
+            run = child.runs.get(message.run)
+            if run is not None:
+                extra = {"job_id": run.job.id, "type": run.job.type, "line": message.text}
+                log.debug("job wrote", extra=extra)
+
+    def _finish(self, run: Run, message: wire.Finished, now: float) -> None:
+        job = run.job
+        ran_ms = int((now - run.started_at) * 1000) if run.started_at else 0
+        if message.outcome == "completed":
+            self._slots.release(job.type)
+            result = None if message.result is None else bytes(message.result).decode()
+            self._settler.complete(job.type, Completion(job.id, job.claim, result, ran_ms))
+            return
+        outcome = message.outcome
+        if run.asked is Cause.TIMEOUT and outcome in ("cancelled", "error"):
+            outcome = "timeout"
+        if run.asked is Cause.INTERRUPTED and outcome in ("cancelled", "interrupted"):
+            self._close(run, decide.interrupted(run.case, run.info, error="stopped at drain"), message, ran_ms)
+            return
+        if run.asked is Cause.LEASE_EXPIRED and outcome != "dropped":
+            verdict = decide.died(
+                Cause.LEASE_EXPIRED,
+                run.case,
+                run.info,
+                error="this node lost its lease",
+                max_crashes=self._settings.max_crashes,
+            )
+            self._close(run, verdict, message, ran_ms)
+            return
+        if outcome == "interrupted":
+            outcome = "dropped"
+        error = message.error
+        if outcome == "timeout" and not error:
+            error = f"did not end within its timeout of {run.timeout_s:g} s"
+        verdict = decide.reported(
+            outcome, run.case, run.info, self._dice, error=error, delay_s=message.delay_s
+        )
+        self._close(run, verdict, message, ran_ms)
+
+    def _close(
+        self, run: Run, verdict: Verdict, message: wire.Finished | None = None, ran_ms: int = 0, exit: Exit | None = None
+    ) -> None:
+        job = run.job
+        self._slots.release(job.type)
+        end = exit or message
+        self._settler.settle(
+            job.type,
+            Settlement(
+                id=job.id,
+                claim=job.claim,
+                status=None if verdict.status is None else str(verdict.status),
+                delay_ms=round(verdict.delay_s * 1000),
+                counts=verdict.counts,
+                cause=None if verdict.cause is None else str(verdict.cause),
+                error=verdict.error,
+                result=None,
+                ran_ms=ran_ms,
+                exit_code=None if end is None else end.code if isinstance(end, Exit) else end.exit_code,
+                signal=None if end is None else end.signal,
+                cpu_s=None if end is None else end.cpu_s,
+                max_rss=None if end is None else end.max_rss,
+                crashes=verdict.crashes,
+                alone=verdict.alone,
+            ),
+        )
+        if verdict.status is State.FAILED:
+            extra = {"job_id": job.id, "type": job.type, "cause": str(verdict.cause), "error": verdict.error}
+            log.info("job failed", extra=extra)
+
+    # -- what befalls children ---------------------------------------------------------------------------
+
+    def _bury(self, child: Child, exit: Exit) -> None:
+        """Give a verdict to all runs of a dead child."""
+        now = time.monotonic()
+        runs, child.runs = list(child.runs.values()), {}
+        started = [run for run in runs if run.started_at]
+        guilty = [run for run in started if run.killed is not None]
+        for run in runs:
+            ran_ms = int((now - run.started_at) * 1000) if run.started_at else 0
+            self._close(run, self._fate(run, started, guilty, exit), None, ran_ms, exit)
+        if runs:
+            self._room()
+
+    def _fate(self, run: Run, started: list[Run], guilty: list[Run], exit: Exit) -> Verdict:
+        if not run.started_at:
+            return decide.put_back(run.case)
+        if run.killed is Cause.TIMEOUT:
+            error = f"did not end within its timeout of {run.timeout_s:g} s and {run.info.grace:g} s of grace"
+            return decide.reported("timeout", run.case, run.info, self._dice, error=error, delay_s=None)
+        if run.killed is Cause.LEASE_EXPIRED:
+            return decide.died(
+                Cause.LEASE_EXPIRED,
+                run.case,
+                run.info,
+                error="this node lost its lease",
+                max_crashes=self._settings.max_crashes,
+            )
+        if run.killed is Cause.INTERRUPTED:
+            return decide.interrupted(run.case, run.info, error="stopped at drain")
+        if guilty:
+            return decide.interrupted(run.case, run.info, error="a neighbour in its process was killed")
+        if len(started) > 1:
+            error = f"its process died ({exit}) with {len(started)} jobs in it"
+            return decide.interrupted(run.case, run.info, error=error, alone=True)
+        return decide.died(
+            Cause.CRASHED,
+            run.case,
+            run.info,
+            error=f"its process died: {exit}",
+            max_crashes=self._settings.max_crashes,
+        )
+
+    async def watch(self) -> None:
+        """Ask runs that are over their time to stop, kill them after the grace, end spare children."""
+        while True:
+            await asyncio.sleep(WATCH_S)
+            now = time.monotonic()
+            for group in self._groups.values():
+                spare = len(group.children) - (1 if group.kind == "process" else 0)
+                for child in list(group.children.values()):
+                    self._watch_child(child, now)
+                    idle = child.ready and not child.runs and now - child.idle_since > IDLE_S
+                    if group.kind != "async" and spare > 0 and idle and not child.stopping:
+                        spare -= 1
+                        self._let_go(child)
+
+    def _watch_child(self, child: Child, now: float) -> None:
+        late = [run for run in child.started.values() if now >= run.deadline]
+        for run in late:
+            if run.asked is None:
+                run.asked = Cause.TIMEOUT
+                child.send(wire.Cancel(run.handle, str(Cause.TIMEOUT)))
+            elif now >= run.deadline + run.info.grace and run.killed is None:
+                run.killed = run.asked
+                log.warning("job overstays; its process is killed", extra={"job_id": run.job.id})
+                child.kill()
+        if late:
+            child.flush()
+
+    def _let_go(self, child: Child) -> None:
+        child.stopping = True
+        child.group.keepers[child.number].end()
+        child.send(wire.Stop())
+        child.flush()
+        self._open_or_close(child.group)
+
+    # -- the end -----------------------------------------------------------------------------------------
+
+    def _all(self) -> list[Child]:
+        return [child for group in self._groups.values() for child in group.children.values()]
+
+    def stop_taking(self) -> None:
+        """Take no more jobs, and have children hand back what they have not started."""
+        self._draining = True
+        for child in self._all():
+            self._let_go(child)
+
+    @property
+    def running(self) -> int:
+        """Jobs that children have in hand."""
+        return sum(len(child.runs) for child in self._all())
+
+    async def finish(self, wait_s: float, hurry: asyncio.Event) -> None:
+        """Let running jobs end for `wait_s` seconds (less when `hurry` is set), then stop and kill them."""
+        until = time.monotonic() + wait_s
+        while self.running and time.monotonic() < until and not hurry.is_set():
+            await asyncio.sleep(0.02)
+        self.interrupt(Cause.INTERRUPTED)
+        until = time.monotonic() + STOP_GRACE_S
+        while self.running and time.monotonic() < until:
+            await asyncio.sleep(0.02)
+        await self.kill(Cause.INTERRUPTED)
+
+    def interrupt(self, cause: Cause) -> None:
+        """Ask all started runs to stop because of `cause`."""
+        for child in self._all():
+            for run in child.started.values():
+                if run.asked is None or cause is Cause.LEASE_EXPIRED:
+                    run.asked = cause
+                    child.send(wire.Cancel(run.handle, str(cause)))
+            child.flush()
+
+    async def kill(self, cause: Cause) -> None:
+        """Kill all children and wait until every run has its verdict; `cause` is that of the running ones."""
+        for child in self._all():
+            for run in child.started.values():
+                if run.killed is None:
+                    run.killed = cause
+            if child.runs or self._draining:
+                child.kill()
+        while self.running:
+            await asyncio.sleep(0.005)
+
+    async def gone(self) -> None:
+        """Wait until all children have ended; called when draining."""
+        tasks = [task for group in self._groups.values() for task in group.tasks.values()]
+        for group in self._groups.values():
+            for keeper in group.keepers.values():
+                keeper.end()
+        for child in self._all():
+            if not child.runs:
+                child.send(wire.Stop())
+                child.flush()
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=STOP_GRACE_S)
+            for child in self._all():
+                child.kill()
+            if late:
+                await asyncio.wait(late, timeout=STOP_GRACE_S)

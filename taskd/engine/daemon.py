@@ -1,0 +1,277 @@
+"""One worker node from start to end: registers, publishes its types, runs, drains, says good-bye."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import random
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+from taskd import __version__
+from taskd.engine.claimer import Claimer
+from taskd.engine.crew import Crew, CrewSettings, PoolSettings
+from taskd.engine.heart import Heart, HeartSettings, boottime
+from taskd.engine.lanes import Lanes
+from taskd.engine.settler import Settler
+from taskd.engine.slots import Slots
+from taskd.errors import StoreUnavailable, UnsafeDatabase
+from taskd.model.state import Cause
+from taskd.obs.metrics import Metrics
+from taskd.process.family import Family
+from taskd.process.sdnotify import Notifier
+from taskd.process.signals import Signals
+from taskd.registry import Registry
+from taskd.store import migrate, nodes, types
+from taskd.store.jobs import Retention
+from taskd.store.pool import Connection, Link, Pace, Target
+
+log = logging.getLogger("taskd.engine.daemon")
+
+QUIET_S = 5.0
+"""How long a drained node waits for Postgres to take its last verdicts before it says so once more."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DaemonSettings:
+    """All that a node is told; nobody below sees the configuration itself. Times are seconds."""
+
+    node_name: str
+    url: str
+    listen_url: str
+    schema: str
+    allow_unsafe: bool
+    registry: Registry
+    pools: Mapping[str, PoolSettings]
+    lease_s: float
+    heartbeat_s: float
+    sweep_s: float
+    drain_s: float
+    max_crashes: int
+    retention: Retention
+    result_bytes: int
+    error_bytes: int
+    log_lines: int
+    child_argv: Sequence[str]
+    child_env: Mapping[str, str]
+
+
+class Daemon:
+    """Builds the parts of a node and joins them; `run` is its life."""
+
+    def __init__(
+        self,
+        settings: DaemonSettings,
+        signals: Signals,
+        notifier: Notifier,
+        *,
+        dice: random.Random,
+        ready: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`ready` is called once the node can run jobs."""
+        self._settings = settings
+        self._signals = signals
+        self._notifier = notifier
+        self._ready = ready
+        self._metrics = Metrics()
+        self._node = 0
+        infos = {name: info for name, info in settings.registry.infos.items() if info.enabled}
+        self._infos = infos
+        pace = Pace(dice=dice)
+        target = Target(url=settings.url, application=f"taskd worker {settings.node_name}")
+        direct = Target(url=settings.listen_url, application=f"taskd heart {settings.node_name}")
+        self._claim_link = Link(target, pace)
+        self._settle_link = Link(target, pace)
+        self._heart_link = Link(direct, pace)
+        self._family = Family(log, metrics=self._metrics)
+        self._lanes = Lanes()
+        self._slots = Slots(infos.values(), {name: pool.concurrency for name, pool in settings.pools.items()})
+        limited = sorted(name for name, info in infos.items() if info.max_running is not None)
+        self._settler = Settler(self._settle_link, lambda: self._node, self._metrics, limited)
+        self._crew = Crew(
+            CrewSettings(
+                node_name=settings.node_name,
+                infos=infos,
+                pools=settings.pools,
+                plugins=settings.registry.plugins,
+                argv=settings.child_argv,
+                env=settings.child_env,
+                result_bytes=settings.result_bytes,
+                error_bytes=settings.error_bytes,
+                log_lines=settings.log_lines,
+                max_crashes=settings.max_crashes,
+            ),
+            self._family,
+            self._slots,
+            self._settler,
+            self._metrics,
+            dice,
+            room=lambda: self._claimer.room(),
+        )
+        self._claimer = Claimer(
+            self._claim_link,
+            infos,
+            self._slots,
+            self._lanes,
+            self._metrics,
+            dice,
+            take=self._crew.take,
+            unsettled=lambda: self._settler.unsettled,
+        )
+        self._heart = Heart(
+            self._heart_link,
+            HeartSettings(
+                lease_s=settings.lease_s,
+                heartbeat_s=settings.heartbeat_s,
+                sweep_s=settings.sweep_s,
+                retention=settings.retention,
+            ),
+            self._claimer,
+            self._lanes,
+            self._metrics,
+            info=self._info,
+            lost=self._lost,
+        )
+
+    async def run(self) -> None:
+        """Live until the first TERM or INT, then drain.
+
+        Raises:
+            UnsafeDatabase: the server's settings can lose accepted jobs and `allow_unsafe` is false.
+        """
+        self._crew.start()
+        if not await self._born():
+            await self._crew.gone()
+            return
+        tasks = [
+            asyncio.create_task(work, name=name)
+            for name, work in (
+                ("claimer", self._claimer.run()),
+                ("settler", self._settler.run()),
+                ("heart", self._heart.run()),
+                ("guard", self._heart.guard()),
+                ("crew", self._crew.watch()),
+                ("watchdog", self._watchdog()),
+            )
+        ]
+        draining = asyncio.create_task(self._signals.draining.wait(), name="draining")
+        await self._crew.ready()
+        self._notifier.ready(f"node {self._node}, {len(self._infos)} job types")
+        log.info("node is ready", extra={"node": self._node, "types": len(self._infos)})
+        self._ready()
+        done, _ = await asyncio.wait([draining, *tasks], return_when=asyncio.FIRST_COMPLETED)
+        try:
+            for task in done - {draining}:
+                task.result()  # a part that ended is a defect: say which, and let the unit start us again
+            await self._drain()
+        finally:
+            # Heart and guard may be in the middle of a statement, which must not be cancelled.
+            self._heart.end()
+            await asyncio.wait([task for task in tasks if task.get_name() in ("heart", "guard")], timeout=6.0)
+            for task in [draining, *tasks]:
+                task.cancel()
+            await asyncio.gather(draining, *tasks, return_exceptions=True)
+            await self._family.kill()
+            for link in (self._claim_link, self._settle_link, self._heart_link):
+                await link.close()
+
+    # -- incarnations --------------------------------------------------------------------------------------
+
+    async def _born(self) -> bool:
+        """Become a new incarnation as soon as the database lets us; False when asked to end before."""
+        said = ""
+        while not self._signals.draining.is_set():
+            sent_at = boottime()
+            try:
+                node = await self._heart_link.run(self._register)
+            except UnsafeDatabase:
+                raise
+            except StoreUnavailable as error:
+                if str(error) != said and "trying again" not in str(error):
+                    said = str(error)
+                    log.warning("node waits for the database", extra={"error": said})
+                await self._pause(max(self._heart_link.wait_s, 0.1))
+                continue
+            self._node = node
+            self._heart.serve(node, sent_at)
+            self._claimer.serve(node)
+            return True
+        return False
+
+    async def _register(self, conn: Connection) -> int:
+        await migrate.check_on(conn, schema=self._settings.schema)
+        unsafe = (await nodes.server_facts(conn)).unsafe()
+        if unsafe and not self._settings.allow_unsafe:
+            raise UnsafeDatabase(
+                f"the database would lose accepted jobs: {'; '.join(unsafe)}. "
+                "Or set database.allow_unsafe: true if that is what you want."
+            )
+        node = await nodes.register(
+            conn,
+            name=self._settings.node_name,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            version=__version__,
+            lease=timedelta(seconds=self._settings.lease_s),
+            info=self._info(),
+        )
+        await types.publish(conn, list(self._infos.values()), node=node)
+        return node
+
+    async def _lost(self) -> None:
+        """The lease is gone: give up the jobs at once, then start again as a new incarnation."""
+        self._claimer.serve(None)
+        self._crew.interrupt(Cause.LEASE_EXPIRED)
+        await self._crew.kill(Cause.LEASE_EXPIRED)
+        await self._claimer.stopped()
+        self._lanes.forget()
+        if await self._born():
+            log.info("node goes on as a new incarnation", extra={"node": self._node})
+
+    def _info(self) -> str:
+        return json.dumps({"held": self._slots.held, "unsettled": self._settler.unsettled})
+
+    # -- the end -------------------------------------------------------------------------------------------
+
+    async def _drain(self) -> None:
+        self._notifier.stopping("draining")
+        self._notifier.extend(self._settings.drain_s + 30)
+        log.info("draining", extra={"held": self._slots.held})
+        self._claimer.serve(None)
+        self._crew.stop_taking()
+        self._heart.drain()
+        await self._claimer.stopped()
+        await self._crew.finish(self._settings.drain_s, self._signals.quick)
+        while True:
+            try:
+                await asyncio.wait_for(self._settler.settled(), QUIET_S)
+                break
+            except TimeoutError:
+                extra = {"unsettled": self._settler.unsettled}
+                log.warning("verdicts wait for Postgres; a second signal gives them up", extra=extra)
+                if self._signals.quick.is_set():
+                    break
+        if not self._settler.unsettled and not self._claimer.lost:
+            node = self._node
+            try:
+                await self._settle_link.run(lambda conn: nodes.end(conn, node=node))
+            except StoreUnavailable as error:
+                log.warning("could not say good-bye; the lease ends by itself", extra={"error": str(error)})
+        await self._crew.gone()
+        log.info("node has ended", extra={"node": self._node})
+
+    async def _watchdog(self) -> None:
+        every_s = (self._notifier.watchdog_s or 20.0) / 2
+        while True:
+            self._notifier.watchdog()
+            await asyncio.sleep(every_s)
+
+    async def _pause(self, wait_s: float) -> None:
+        try:
+            await asyncio.wait_for(self._signals.draining.wait(), wait_s)
+        except TimeoutError:
+            return

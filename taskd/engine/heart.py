@@ -1,0 +1,246 @@
+"""Keeps the node's lease, hears hints, and does what comes by once in a while: checks, sweeps, pruning.
+
+All on one connection of its own, so that a slow claim or a long queue of verdicts never delays a
+heartbeat. The lease counts from the moment the last answered heartbeat was *sent*, on a clock that goes
+on while the machine sleeps.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from uuid import UUID
+
+from taskd.engine.claimer import Claimer
+from taskd.engine.lanes import Lanes
+from taskd.errors import StoreUnavailable, TaskdError
+from taskd.model.job import new_id
+from taskd.obs.metrics import Metrics
+from taskd.store import jobs, leases, nodes
+from taskd.store.jobs import Retention
+from taskd.store.listen import Ears
+from taskd.store.pool import Link
+
+CHECK_S = 1.0
+"""How often the floors of lanes are checked while jobs flow."""
+PRUNE_BUDGET_S = 0.2
+"""Time that one sweep spends on pruning at most."""
+NODE_AGE = timedelta(days=31)
+"""Rows of ended nodes are kept for as long as a history may name them."""
+_FIRST_ID = UUID(int=0)
+
+log = logging.getLogger("taskd.engine.heart")
+
+
+def boottime() -> float:
+    """Return seconds on a clock that no host clock's jump moves and that counts suspended time."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeartSettings:
+    """Seconds; `lease` is also in the node's row."""
+
+    lease_s: float
+    heartbeat_s: float
+    sweep_s: float
+    retention: Retention
+
+    @property
+    def margin_s(self) -> float:
+        """How long before the lease's end a node that can't renew it gives up its jobs."""
+        return min(3.0, self.lease_s / 6)
+
+
+class Heart:
+    """The lease and the chores of one node; `run` is its task, `guard` watches the lease beside it."""
+
+    def __init__(
+        self,
+        link: Link,
+        settings: HeartSettings,
+        claimer: Claimer,
+        lanes: Lanes,
+        metrics: Metrics,
+        *,
+        info: Callable[[], str],
+        lost: Callable[[], Awaitable[None]],
+    ) -> None:
+        """`info` gives what the node's row shows as JSON; `lost` is called when the lease is gone."""
+        self._link = link
+        self._settings = settings
+        self._claimer = claimer
+        self._lanes = lanes
+        self._metrics = metrics
+        self._info = info
+        self._lost = lost
+        self._node: int | None = None
+        self._state = "live"
+        self._lease_end = 0.0
+        self._answered_at = 0.0
+        self._reached_since = 0.0
+        self._wake = asyncio.Event()
+        self._ears = Ears(self._hear, self._wake.set)
+        self._link.on_connect = self._ears.listen
+        self._prune_after = _FIRST_ID
+        self._ended = False
+
+    def end(self) -> None:
+        """Make `run` and `guard` return once the statement that they are in has ended."""
+        self._ended = True
+        self._wake.set()
+
+    def serve(self, node: int, sent_at: float) -> None:
+        """Keep this incarnation's lease; it was registered by a statement sent at `sent_at` (boottime)."""
+        self._node = node
+        self._answered(sent_at)
+        self._lease_end = sent_at + self._settings.lease_s
+
+    def drain(self) -> None:
+        """Tell others that this node takes no more jobs, with the next heartbeat, which is now."""
+        self._state = "draining"
+        self._wake.set()
+
+    def _answered(self, sent_at: float) -> None:
+        now = boottime()
+        if now - self._answered_at > 2 * self._settings.heartbeat_s:
+            self._reached_since = now
+        self._answered_at = now
+
+    async def beat(self, deadline_s: float) -> bool:
+        """Renew the lease once; False when it is no longer ours.
+
+        Raises:
+            StoreUnavailable: no answer within `deadline_s`.
+        """
+        node = self._node
+        if node is None:
+            return True
+        sent_at = boottime()
+        alive = await self._link.run(
+            lambda conn: nodes.heartbeat(conn, node=node, state=self._state, info=self._info()),
+            deadline_s=deadline_s,
+        )
+        self._answered(sent_at)
+        if alive and node == self._node:
+            self._lease_end = sent_at + self._settings.lease_s
+        return alive
+
+    async def guard(self) -> None:
+        """Watch the lease: at the margin one more try, then the jobs are given up."""
+        margin_s = self._settings.margin_s
+        while not self._ended:
+            left_s = self._lease_end - boottime()
+            if self._node is None or left_s > margin_s:
+                await asyncio.sleep(0.1 if self._node is None else min(0.25, left_s - margin_s))
+                continue
+            kept = False
+            try:
+                kept = await self.beat(max(left_s, 1.0))
+            except StoreUnavailable:
+                kept = self._lease_end - boottime() > margin_s
+            if not kept:
+                await self._give_up()
+
+    async def _give_up(self) -> None:
+        log.error("lease lost; its jobs are stopped", extra={"node": self._node})
+        self._node = None
+        await self._lost()
+
+    async def run(self) -> None:
+        """Beat, check and sweep until `end`, and hear hints between."""
+        now = boottime()
+        beat_at = check_at = sweep_at = now
+        while not self._ended:
+            now = boottime()
+            due_at = min(beat_at, check_at, sweep_at)
+            if due_at > now and not self._wake.is_set():
+                self._ears.arm()
+                timer = asyncio.get_running_loop().call_later(due_at - now, self._wake.set)
+                await self._wake.wait()
+                timer.cancel()
+                self._ears.disarm()
+            if self._ended:
+                return
+            forced = self._wake.is_set() and self._state == "draining"
+            self._wake.clear()
+            now = boottime()
+            try:
+                if now >= beat_at or forced:
+                    beat_at = now + self._settings.heartbeat_s
+                    if not await self.beat(5.0) and self._node is not None:
+                        await self._give_up()
+                if now >= check_at:
+                    check_at = now + CHECK_S
+                    await self._check()
+                if now >= sweep_at:
+                    sweep_at = now + self._settings.sweep_s
+                    await self._sweep()
+                if not self._link.connected:
+                    await self._link.run(_nothing)
+            except StoreUnavailable as error:
+                if self._link.failures == 1:
+                    log.warning("Postgres does not answer", extra={"error": str(error)})
+                # Soon again: a lease is at stake, and each try is paced by the link itself.
+                beat_at = min(beat_at, boottime() + max(self._link.wait_s, 0.1))
+            except TaskdError as error:
+                log.error("chore failed", extra={"error": str(error)})
+
+    def _hear(self, text: str) -> None:
+        type_, _, priority = text.partition(" ")
+        lane = (type_, int(priority)) if priority.lstrip("-").isdigit() else None
+        self._claimer.hint(lane)
+
+    async def _check(self) -> None:
+        if self._lanes.idle:
+            return
+        spans = self._lanes.spans()
+        found, horizon = await self._link.run(lambda conn: leases.unclaimed(conn, spans))
+        if self._lanes.checked(found, horizon):
+            self._claimer.hint()
+
+    async def _sweep(self) -> None:
+        now = boottime()
+        if self._node is None:
+            return
+        if now - self._reached_since >= 2 * self._settings.sweep_s:
+            rescued = await self._link.run(leases.rescue_lost)
+            for node, count in rescued.items():
+                self._metrics.inc("taskd_rescued_total", by=count)
+                log.warning("node was lost, its jobs are ready again", extra={"lost": node, "jobs": count})
+            if any(rescued.values()):
+                self._claimer.hint()
+        if self._claimer.lost:
+            claims = list(self._claimer.lost)
+            node_id = self._node
+            count = await self._link.run(
+                lambda conn: leases.put_back_unanswered(conn, node=node_id, claims=claims)
+            )
+            if count:
+                self._metrics.inc("taskd_put_back_total", by=count)
+                log.warning("jobs of a lost answer put back", extra={"jobs": count})
+                self._claimer.hint()
+            self._claimer.outlived(time.monotonic())
+        await self._link.run(leases.expire)
+        await self._prune()
+
+    async def _prune(self) -> None:
+        keep = self._settings.retention
+        until = time.monotonic() + PRUNE_BUDGET_S
+        oldest_ms = round((time.time() - keep.shortest.total_seconds()) * 1000)
+        before = new_id(max(0, oldest_ms), bytes(10))
+        while time.monotonic() < until:
+            after = self._prune_after
+            _, reached = await self._link.run(lambda conn: jobs.prune(conn, keep, after=after, before=before))
+            self._prune_after = _FIRST_ID if reached is None else reached
+            if reached is None:
+                await self._link.run(lambda conn: nodes.forget(conn, age=NODE_AGE))
+                return
+
+
+async def _nothing(conn: object) -> None:
+    """Only makes the link connect, so that hints are heard again."""

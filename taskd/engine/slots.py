@@ -1,0 +1,110 @@
+"""How many jobs of which type this node may take now.
+
+A type may have as many jobs here as its pool has room, and, where it starts quickly, as many more as it
+starts within about two round trips of a claim: that keeps children fed without holding back jobs from
+other nodes. Slow types and limited ones are never fetched ahead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+from taskd.model.jobtype import TypeInfo
+from taskd.store.leases import Demand
+
+ROUND_TRIPS = 2.0
+MOST_AHEAD = 2000
+"""Jobs of one type that are fetched ahead at most, whatever the rate."""
+MOST_A_CLAIM = 1000
+"""Jobs of one type that one claim statement asks for at most."""
+MOST_HELD = 6000
+"""Jobs that this node holds at most, unsettled ones included: bounds memory while Postgres is away."""
+
+_WEIGHT = 0.3
+"""Of the newest measurement in the moving averages."""
+
+
+@dataclass(slots=True)
+class _Type:
+    info: TypeInfo
+    held: int = 0
+    """Handed out or waiting for a child here."""
+    ended: int = 0
+    """Ended since the last claim."""
+    rate: float = 0.0
+    """Jobs that end per second while there is work, averaged."""
+
+
+@dataclass(slots=True)
+class _Pool:
+    concurrency: int
+    held: int = 0
+
+
+class Slots:
+    """Counts what is held, by type and pool; owned by the supervisor's loop."""
+
+    def __init__(self, infos: Iterable[TypeInfo], pools: Mapping[str, int]) -> None:
+        """`pools` gives each pool's jobs at once."""
+        self._types = {info.name: _Type(info) for info in infos if info.enabled}
+        self._pools = {name: _Pool(concurrency) for name, concurrency in pools.items()}
+        self._index = {name: index for index, name in enumerate(self._pools)}
+        self._round_trip_s = 0.005
+        self._open: dict[tuple[str, str], bool] = {}
+        self.held = 0
+        """Jobs that this node holds claims of and that have not ended here."""
+
+    def set_open(self, pool: str, isolation: str, is_open: bool) -> None:
+        """Say whether the children of a pool and isolation can take jobs."""
+        self._open[pool, isolation] = is_open
+
+    def take(self, type_: str) -> None:
+        """A job of this type was claimed."""
+        one = self._types[type_]
+        one.held += 1
+        self._pools[one.info.pool].held += 1
+        self.held += 1
+
+    def release(self, type_: str) -> None:
+        """A job of this type has ended here."""
+        one = self._types[type_]
+        one.held -= 1
+        one.ended += 1
+        self._pools[one.info.pool].held -= 1
+        self.held -= 1
+
+    def measured(self, round_trip_s: float, since_s: float, asked: Collection[str]) -> None:
+        """A claim took `round_trip_s`; `since_s` have passed since the one before it."""
+        self._round_trip_s += _WEIGHT * (round_trip_s - self._round_trip_s)
+        for name in asked:
+            one = self._types[name]
+            if since_s > 0:
+                one.rate += _WEIGHT * (one.ended / since_s - one.rate)
+            one.ended = 0
+
+    def demands(self, unsettled: int) -> tuple[dict[str, Demand], list[int]]:
+        """Return what to claim of each type now, and the free slots of each pool.
+
+        Types that can take none are left out. `unsettled` jobs have ended here and are not written yet.
+        """
+        left = MOST_HELD - self.held - unsettled
+        budgets = [pool.concurrency - pool.held for pool in self._pools.values()]
+        demands: dict[str, Demand] = {}
+        if left <= 0:
+            return demands, budgets
+        for name, one in self._types.items():
+            info = one.info
+            if not self._open.get((info.pool, info.isolation), False):
+                continue
+            ahead = 0
+            if not info.limited:
+                ahead = min(MOST_AHEAD, int(one.rate * self._round_trip_s * ROUND_TRIPS))
+            count = min(MOST_A_CLAIM, left)
+            if info.concurrency is not None:
+                count = min(count, info.concurrency + ahead - one.held)
+            index = self._index[info.pool]
+            count = min(count, budgets[index] + ahead)
+            if count > 0:
+                demands[name] = Demand(count, ahead, index)
+        return demands, budgets

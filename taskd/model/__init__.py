@@ -1,0 +1,1 @@
+"""Jobs, moves, verdicts, backoff, buckets: pure values and arithmetic, no I/O."""

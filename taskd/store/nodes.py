@@ -1,0 +1,109 @@
+"""Rows of worker nodes and facts about the server."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from psycopg.rows import class_row
+
+from taskd.store.pool import Connection
+from taskd.store.queries import SQL
+from taskd.store.sqlstate import store_errors
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """One start of a worker daemon. `info` is JSON text: slots, busy, versions."""
+
+    id: int
+    name: str
+    host: str
+    pid: int
+    version: str
+    state: str
+    started_at: datetime
+    heartbeat_at: datetime
+    lease_until: datetime
+    ended_at: datetime | None
+    info: str
+    types: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerFacts:
+    """Settings of the server that decide whether an accepted job can be lost, and its clock."""
+
+    version: int
+    version_text: str
+    fsync: str
+    full_page_writes: str
+    synchronous_commit: str
+    read_only: str
+    in_recovery: bool
+    clock: datetime
+    persistence: str
+
+    def unsafe(self) -> list[str]:
+        """Return what makes a 2xx worth less than a promise, each with what to set; empty is safe."""
+        found = []
+        if self.fsync != "on":
+            found.append("fsync is off: set fsync = on")
+        if self.full_page_writes != "on":
+            found.append("full_page_writes is off: set full_page_writes = on")
+        if self.synchronous_commit == "off":
+            found.append("synchronous_commit is off: set synchronous_commit = on for this role")
+        if self.persistence != "p":
+            found.append("table jobs is not permanent: alter table jobs set logged")
+        return found
+
+
+async def register(
+    conn: Connection, *, name: str, host: str, pid: int, version: str, lease: timedelta, info: str
+) -> int:
+    """Make a new incarnation and return its number; its lease runs from now."""
+    args = {"name": name, "host": host, "pid": pid, "version": version, "lease": lease, "info": info}
+    with store_errors():
+        cursor = await conn.execute(SQL["register_node"], args)
+        row = await cursor.fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+async def heartbeat(conn: Connection, *, node: int, state: str, info: str) -> bool:
+    """Renew the lease; False when the node was marked dead and must start again as a new one."""
+    with store_errors():
+        cursor = await conn.execute(SQL["heartbeat"], {"node": node, "state": state, "info": info})
+        return await cursor.fetchone() is not None
+
+
+async def end(conn: Connection, *, node: int) -> None:
+    """Say good-bye: the node holds nothing any more and nobody needs to wait for its lease."""
+    with store_errors():
+        await conn.execute(SQL["node_ended"], {"node": node})
+        await conn.execute(SQL["withdraw_types"], {"node": node})
+
+
+async def forget(conn: Connection, *, age: timedelta) -> None:
+    """Delete rows of nodes that ended longer than `age` ago."""
+    with store_errors():
+        await conn.execute(SQL["forget_nodes"], {"age": age})
+
+
+async def list_(conn: Connection) -> list[Node]:
+    """Return the nodes that live or ended within a day, newest first."""
+    with store_errors():
+        async with conn.cursor(row_factory=class_row(Node)) as cur:
+            await cur.execute(SQL["list_nodes"])
+            return await cur.fetchall()
+
+
+async def server_facts(conn: Connection) -> ServerFacts:
+    """Return the settings and the clock of the server."""
+    with store_errors():
+        async with conn.cursor(row_factory=class_row(ServerFacts)) as cur:
+            await cur.execute(SQL["server_facts"])
+            facts = await cur.fetchone()
+    assert facts is not None
+    return facts

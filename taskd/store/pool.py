@@ -1,0 +1,232 @@
+"""Connections to Postgres: made with safe settings, watched by a deadline, made again when they break.
+
+A psycopg await is never cancelled (its cancel request can turn a commit that was not replicated into a
+false success): a deadline shuts the socket down instead, and the statement ends with an error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg import conninfo
+from psycopg.rows import TupleRow
+
+from taskd.errors import OutcomeUnknown, StoreUnavailable
+from taskd.store.sqlstate import closes, store_errors
+
+Connection = psycopg.AsyncConnection[TupleRow]
+T = TypeVar("T")
+
+CONNECT_TIMEOUT_S = 5
+MAX_AGE_S = 600.0
+"""A connection is made anew at this age, so that a moved server address is noticed."""
+
+_NOT_REPLICATED = "canceling wait for synchronous replication"
+_KEEPALIVE = {
+    "keepalives_idle": "3",
+    "keepalives_interval": "2",
+    "keepalives_count": "2",
+    "tcp_user_timeout": "4000",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """Where and how to connect; `url` may name several hosts, the primary among them is taken."""
+
+    url: str
+    application: str = "taskd"
+    statement_timeout_s: float = 5.0
+
+    def parameters(self, *, options: bool = True) -> dict[str, Any]:
+        """Return libpq's parameters; `options` False for a pooler that refuses them."""
+        given = conninfo.conninfo_to_dict(self.url)
+        wanted: dict[str, Any] = {**_KEEPALIVE, "connect_timeout": CONNECT_TIMEOUT_S}
+        wanted["application_name"] = self.application
+        if "," in str(given.get("host", "")):
+            wanted["target_session_attrs"] = "read-write"
+        wanted.update({key: value for key, value in given.items() if value is not None})
+        if options:
+            ours = f"-c jit=off -c statement_timeout={round(self.statement_timeout_s * 1000)}"
+            wanted["options"] = f"{ours} {wanted.get('options', '')}".strip()
+        return wanted
+
+
+async def connect(target: Target) -> Connection:
+    """Open one connection in autocommit mode.
+
+    Prepared statements stay off: poolers in transaction mode lose them, and the hot statements are
+    functions whose plans the server keeps anyway.
+
+    Raises:
+        StoreUnavailable: no connection within `CONNECT_TIMEOUT_S`.
+    """
+    with store_errors():
+        try:
+            return await _open(target.parameters())
+        except psycopg.OperationalError as error:
+            if "unsupported startup parameter" not in str(error):
+                raise
+            return await _open(target.parameters(options=False))
+
+
+async def _open(parameters: dict[str, Any]) -> Connection:
+    conn: Connection = await psycopg.AsyncConnection.connect(
+        **parameters, autocommit=True, prepare_threshold=None
+    )
+    return conn
+
+
+class Pace:
+    """When the next connect may be tried: full jitter, 0.1 s to 5 s, at most two a second a process.
+
+    One for all links of a process.
+    """
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic, dice: random.Random | None = None) -> None:
+        self._clock = clock
+        self._dice = dice or random.Random()
+        self._next = 0.0
+
+    def wait_s(self, failures: int) -> float:
+        """Return how long to wait after `failures` failures in a row before the next try, and book it."""
+        now = self._clock()
+        pause = self._dice.uniform(0.1, min(5.0, 0.1 * 2.0 ** min(failures, 10)))
+        at = max(now + pause, self._next)
+        self._next = at + 0.5
+        return at - now
+
+
+class Link:
+    """One connection for one kind of work, made again when it breaks; owned by one task at a time."""
+
+    def __init__(self, target: Target, pace: Pace, *, deadline_s: float = 5.0) -> None:
+        self._target = target
+        self._pace = pace
+        self._deadline_s = deadline_s
+        self._conn: Connection | None = None
+        self._born = 0.0
+        self._failures = 0
+        self._unreplicated = False
+        self._aborted = False
+        self._retry_at = 0.0
+        self._turn = asyncio.Lock()
+        self.on_connect: Callable[[Connection], Awaitable[None]] | None = None
+        """Called with each new connection before anything else uses it (`LISTEN`)."""
+
+    @property
+    def failures(self) -> int:
+        """Failures in a row; 0 while all is well."""
+        return self._failures
+
+    @property
+    def connected(self) -> bool:
+        """Whether a connection is open, as far as is known."""
+        return self._conn is not None and not self._conn.closed
+
+    async def run(self, work: Callable[[Connection], Awaitable[T]], *, deadline_s: float | None = None) -> T:
+        """Run `work` on the connection; further callers wait for their turn.
+
+        Raises:
+            StoreUnavailable: no connection could be made, it broke, or `deadline_s` (default: that of
+                the link) passed. What was sent may have been done.
+            OutcomeUnknown: the server said that it gave up replicating what was committed.
+            BadRow: Postgres refused a row for its content; the connection is fine.
+        """
+        async with self._turn:
+            return await self._run(work, self._deadline_s if deadline_s is None else deadline_s)
+
+    async def _run(self, work: Callable[[Connection], Awaitable[T]], deadline_s: float) -> T:
+        conn = await self._ready()
+        self._unreplicated = False
+        self._aborted = False
+        timer = asyncio.get_running_loop().call_later(deadline_s, self._abort, conn)
+        try:
+            with store_errors():
+                answer = await work(conn)
+        except StoreUnavailable as error:
+            cause = error.__cause__
+            if conn.closed or self._aborted or not isinstance(cause, psycopg.Error) or closes(cause):
+                self._failed()
+                await self.close()
+            if self._unreplicated:
+                raise OutcomeUnknown("the server gave up replicating; the outcome is unknown") from error
+            if self._aborted:
+                raise StoreUnavailable(f"Postgres did not answer within {deadline_s:g} s") from error
+            raise
+        except psycopg.Error:
+            raise
+        except BaseException:
+            # Left in the middle of a statement, by a defect or by the loop's end: not to be used again.
+            if conn.pgconn.transaction_status != psycopg.pq.TransactionStatus.IDLE:
+                await self.close()
+            raise
+        finally:
+            timer.cancel()
+        self._failures = 0
+        if self._unreplicated:
+            raise OutcomeUnknown("the server gave up replicating; the outcome is unknown")
+        return answer
+
+    async def _ready(self) -> Connection:
+        now = time.monotonic()
+        if self._conn is not None and (self._conn.closed or now - self._born > MAX_AGE_S):
+            await self.close()
+        if self._conn is None:
+            if now < self._retry_at:
+                raise StoreUnavailable("Postgres is not reachable; trying again shortly")
+            try:
+                conn = await connect(self._target)
+                conn.add_notice_handler(self._noticed)
+                if self.on_connect is not None:
+                    with store_errors():
+                        await self.on_connect(conn)
+            except BaseException:
+                self._failed()
+                raise
+            self._conn, self._born = conn, time.monotonic()
+        return self._conn
+
+    @property
+    def wait_s(self) -> float:
+        """Seconds until a connect is worth trying again; 0 when it is now."""
+        return max(0.0, self._retry_at - time.monotonic())
+
+    def _failed(self) -> None:
+        self._failures += 1
+        self._retry_at = time.monotonic() + self._pace.wait_s(self._failures)
+
+    def _noticed(self, notice: psycopg.errors.Diagnostic) -> None:
+        if _NOT_REPLICATED in (notice.message_primary or ""):
+            self._unreplicated = True
+
+    def _abort(self, conn: Connection) -> None:
+        self._aborted = True
+        shut(conn)
+
+    async def close(self) -> None:
+        """Close the connection if there is one; the next `run` makes a new one."""
+        conn, self._conn = self._conn, None
+        if conn is not None:
+            await conn.close()
+
+
+def shut(conn: Connection) -> None:
+    """End whatever `conn` waits for by shutting its socket down; safe at any moment."""
+    try:
+        twin = socket.socket(fileno=os.dup(conn.fileno()))
+    except (psycopg.Error, OSError):
+        return
+    with twin:
+        try:
+            twin.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass

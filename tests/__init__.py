@@ -1,0 +1,1 @@
+"""The tests of taskd, in folders that mirror the package."""
