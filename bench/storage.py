@@ -460,19 +460,27 @@ def held(server: Server, name: str, plan: Plan, *, writer: bool) -> dict[str, fl
         reader.execute("select count(*) from jobs")
         if writer:
             reader.execute("select pg_current_xact_id()")
-        windows = {point: [0, 0.0] for point in points}
+        windows = {point: [0, 0.0, 0.0] for point in points}
         done = 0
+        whole, own = busy_s(), backend_cpu_s(conn) + time.process_time()
         start = time.monotonic()
         while (at := time.monotonic() - start) < points[-1] + WINDOW_S:
             driver.insert(driver.batch())
+            cpu = backend_cpu_s(conn)
             count, spent = driver.claim_and_settle()
+            cpu = backend_cpu_s(conn) - cpu
             done += count
             for point, window in windows.items():
                 if point <= at < point + WINDOW_S:
                     window[0] += count
                     window[1] += spent
-        for point, (count, spent) in windows.items():
+                    window[2] += cpu
+        for point, (count, spent, cpu) in windows.items():
             result[f"at_{point:.0f}s"] = count / spent if spent else 0.0
+            result[f"cpu_us_at_{point:.0f}s"] = 1e6 * cpu / count if count else 0.0
+        elapsed = time.monotonic() - start
+        own = backend_cpu_s(conn) + time.process_time() - own
+        result["others_cores"] = (busy_s() - whole - own) / elapsed
         result["worst_claim_ms"] = 1000 * max(driver.claim_s)
         tail = sorted(driver.claim_s[-200:])
         result["last_claims_p99_ms"] = 1000 * tail[int(len(tail) * 0.99) - 1]
@@ -513,6 +521,19 @@ def make(server: Server, layout: Layout, schema: str, *, finished: int) -> None:
         conn.execute(layout.indexes)
         for table in layout.names:
             conn.execute(f"vacuum (freeze, analyze) {table}")
+
+
+def backend_cpu_s(conn: psycopg.Connection) -> float:
+    """Return the CPU seconds of the server process behind `conn`: neighbours on the machine hardly change it."""
+    return int(Path(f"/proc/{conn.info.backend_pid}/schedstat").read_text().split()[0]) / 1e9
+
+
+def busy_s() -> float:
+    """Return the CPU seconds that all processes of the machine together have used."""
+    user, nice, system, _idle, _wait, irq, softirq, steal = map(
+        int, Path("/proc/stat").read_text().split("\n")[0].split()[1:9]
+    )
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
 
 
 def wal_bytes(conn: psycopg.Connection) -> int:

@@ -124,7 +124,8 @@ class Finished(msgspec.Struct, frozen=True, tag="finished", tag_field="kind", ar
     run: int
     outcome: str
     started: bool = True
-    result: msgspec.Raw | None = None
+    result: msgspec.Raw = msgspec.Raw(b"null")
+    """Raw alone: msgspec can't decode a union with it."""
     error: str | None = None
     delay_s: float | None = None
     exit_code: int | None = None

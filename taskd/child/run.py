@@ -128,7 +128,7 @@ def outcome_of(finished: Finished) -> Outcome:
     """Return what plugins and their tests see of the end of a run."""
     return Outcome(
         kind=finished.outcome,
-        result=None if finished.result is None else msgspec.json.decode(finished.result),
+        result=msgspec.json.decode(finished.result),
         error=finished.error,
         delay_s=finished.delay_s,
         exit_code=finished.exit_code,
@@ -236,7 +236,9 @@ def _failed(lane: Lane, ctx: Context, error: BaseException) -> Finished:
     if ctx._submits:
         ctx._sink.line(ctx, "warning", _DROPPED_SUBMITS)
     exit_code, signal = _number(error, "exit_code"), _number(error, "signal")
-    return Finished(ctx._run, kind, True, None, text, delay_s, exit_code, signal)
+    return Finished(
+        ctx._run, kind, True, error=text, delay_s=delay_s, exit_code=exit_code, signal=signal
+    )
 
 
 def _end(lane: Lane, ctx: Context, finished: Finished) -> Finished:

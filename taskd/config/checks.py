@@ -137,7 +137,7 @@ def timezone(text: str) -> str | None:
     known = zoneinfo.available_timezones()
     if text in known or not known:  # a machine without the database can't tell
         return None
-    return "must be a time zone such as Europe/Berlin or UTC, and this one is not known here"
+    return "is an unknown time zone: timezone must be a name such as Europe/Berlin or UTC"
 
 
 def absolute_path(text: str) -> str | None:

@@ -46,10 +46,13 @@ class Converter:
         self.folder = folder
         self._failed: set[str] = set()
 
-    def refuse(self, node: Node, message: str, *, path: str | None = None) -> object:
-        """Write down why `node` can't be used and return `FAILED`."""
-        hint = " (text after a # is a comment: quote the value to keep it)" if node.cut and node.plain else ""
-        self.add(node.line, node.path if path is None else path, message + hint)
+    def refuse(self, node: Node, message: str, *, text: bool = False) -> object:
+        """Write down why `node` can't be used and return `FAILED`.
+
+        `text` tells that the value is free text, of which a comment may have cut off a part.
+        """
+        hint = " (text after a # is a comment: quote the value to keep it)" if text and node.cut else ""
+        self.add(node.line, node.path, message + hint)
         return FAILED
 
     def add(self, line: int, path: str, message: str) -> None:
@@ -164,7 +167,7 @@ class Converter:
         try:
             value = convert(node, facts)
         except ValueError as error:
-            return self.refuse(node, str(error))
+            return self.refuse(node, str(error), text=hint in {str, Secret, Path})
         if hint is Path:
             value = self.folder / value
         return value
@@ -252,8 +255,10 @@ def _size(node: Node, facts: Key) -> Size:
 def _text_problem(node: Node) -> str | None:
     if "${" in node.text:
         name = node.path.rpartition(".")[2]
-        twin = f"for a value from the environment write {name}_env: NAME where that key exists"
-        return f"{_INTERPOLATION}; {twin} (a *_env key)"
+        if name.endswith("_env"):
+            return f"{_INTERPOLATION}; write the variable's name alone: a *_env key looks it up"
+        twin = f"for a value from the environment write {name}_env: NAME, where that key exists (a *_env key)"
+        return f"{_INTERPOLATION}; {twin}"
     if "\0" in node.text:
         return "must not contain U+0000"
     if any("\ud800" <= character <= "\udfff" for character in node.text):

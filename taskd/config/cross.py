@@ -145,7 +145,7 @@ def _job_type(path: str, entry: JobTypeOverride, tree: Tree) -> Found:
         yield (f"{path}.{inside}",), message
     pools = tree.all_pools
     if entry.pool is not None and entry.pool not in pools:
-        message = f"is no pool of this file{suggestion(entry.pool, pools)} (known: {', '.join(pools)})"
+        message = f"is an unknown pool: none of this file has that name{suggestion(entry.pool, pools)} (known: {', '.join(pools)})"
         yield (f"{path}.pool", "pools"), message
     for name, form in (entry.params or {}).items():
         if (problem := _param_problem(form)) is not None:

@@ -41,7 +41,7 @@ class Node:
     plain: bool = False
     """A scalar without quotes: YAML would guess its type."""
     cut: bool = False
-    """A comment follows on the line: what was meant as part of the value may be in it."""
+    """A comment follows a scalar without quotes: a part of the value may be meant to be in it."""
     bad: bool = False
     """Already refused: nothing more is said about it."""
     incomplete: bool = False
@@ -215,7 +215,7 @@ class _Composer:
             self._refuse(line, "", "an anchor (&name) is not supported: remove it, or quote the value")
         if isinstance(event, yaml.ScalarEvent):
             node.text, node.plain = event.value, event.style is None
-            node.cut = self._comment_follows(event)
+            node.cut = node.plain and self._comment_follows(event)
         elif isinstance(event, yaml.MappingStartEvent):
             node.kind = "mapping"
         else:

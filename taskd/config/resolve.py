@@ -195,9 +195,7 @@ class Resolver:
             message = f"exactly one of {', '.join(given)} may be in force, not {which}: keep only one"
             self._to.add(self._line(section), section, message)
             for name in in_force[1:]:
-                self._refuse(
-                    section, name, f"is a second source beside {section}.{in_force[0]}: keep only one"
-                )
+                self._refuse(section, name, f"is a second source beside {in_force[0]}: keep only one")
             return None
         return in_force[0] if in_force and self._to.fine(f"{section}.{in_force[0]}") else None
 
@@ -214,7 +212,7 @@ class Resolver:
     def _refuse(self, section: str, name: str, message: str) -> None:
         node = self._node(section, name)
         if node is not None:
-            self._to.refuse(node, message)
+            self._to.refuse(node, message, text=True)
         else:
             self._to.add(0, join(section, name), message)
 

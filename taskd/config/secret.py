@@ -33,7 +33,7 @@ _EXAMPLES = frozenset({"mysupersecretadmintoken", "supersecretadmintoken", "mysu
 _PLACEHOLDER_WORDS = re.compile(
     r"changeme|changethis|change|replaceme|replacethis|replace|placeholder|secret|password|passwd|admin|"
     r"token|default|example|sample|dummy|insert|please|required|todo|fixme|taskd|enter|your|super|"
-    r"apikey|api|key|test|none|null|here|value|string|random|long|very|strong|with|this|some|"
+    r"apikey|api|key|test|none|null|here|goes|value|string|random|long|very|strong|with|this|some|"
     r"set|put|my|me|at|least|characters|chars|x{3,}"
 )
 

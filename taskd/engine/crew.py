@@ -15,7 +15,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import msgspec
 
@@ -112,8 +112,7 @@ class Child(asyncio.Protocol):
         self._outbox: list[msgspec.Struct] = []
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
         self.flush()
 
     def data_received(self, data: bytes) -> None:
@@ -392,7 +391,7 @@ class Crew:
         ran_ms = int((now - run.started_at) * 1000) if run.started_at else 0
         if message.outcome == "completed":
             self._slots.release(job.type)
-            result = None if message.result is None else bytes(message.result).decode()
+            result = bytes(message.result).decode()
             self._settler.complete(job.type, Completion(job.id, job.claim, result, ran_ms))
             return
         outcome = message.outcome

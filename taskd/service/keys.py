@@ -1,0 +1,294 @@
+"""API keys: made, shown, revoked, and recognised at the door.
+
+A secret leaves this module once, in the answer to `create`. What is stored and cached is its digest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+from taskd.errors import Refused, StoreUnavailable
+from taskd.model import apikey
+from taskd.model.bucket import Limit
+from taskd.model.job import new_id
+from taskd.service.batch import Batches, Reads, Ticket, pause, until_ready
+from taskd.service.keyask import KeyAsk
+from taskd.store import audit
+from taskd.store import keys as rows
+from taskd.store.keys import NewKey, StoredKey
+from taskd.store.pool import Connection, Link
+
+log = logging.getLogger("taskd.service")
+
+FOUND_S = 1.5
+"""How long a key that was found is believed, counted from the sending of the question, in seconds.
+
+With the answer's way to the client it stays below the 2 s in which a revoked key must stop working.
+"""
+ABSENT_S = 1.0
+"""How long an id that was not found is believed to be absent."""
+MOST_ABSENT = 10_000
+MOST_FOUND = 100_000
+USED_S = 60.0
+"""How often one key's last use is written at most."""
+FLUSH_S = 2.0
+
+_NOBODY = bytes(32)
+"""Stands for the digest of a key that does not exist: it costs the same comparison."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Key:
+    """A live key, as far as a request needs it. `types` None means every type."""
+
+    id: UUID
+    client: UUID
+    scopes: frozenset[str]
+    types: frozenset[str] | None
+    limit: Limit
+    digest: bytes = field(repr=False)
+    peppered: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Actor:
+    """Who asks for something that the audit log tells."""
+
+    name: str
+    address: str | None = None
+    request_id: str | None = None
+
+
+class KeyRing:
+    """The keys that this process has seen lately, by public id. Owned by one event loop.
+
+    All keys that wait are looked up in one statement.
+    """
+
+    def __init__(self, link: Link, reads: Reads, *, pepper: bytes | None, default: Limit) -> None:
+        """`default` is the rate limit of a key that has none of its own."""
+        self._pepper = pepper
+        self._default = default
+        self._reads = reads
+        self._found: OrderedDict[str, tuple[Key, float]] = OrderedDict()
+        self._absent: OrderedDict[str, float] = OrderedDict()
+        self._batches: Batches[str, Key | None] = Batches([link], self._load)
+        self._used: dict[UUID, float] = {}
+        self._to_write: set[UUID] = set()
+
+    async def check(self, text: bytes, until: float) -> Key | None:
+        """Return the live key whose text this is, or None; `until` is by the loop's clock.
+
+        Raises:
+            StoreUnavailable: nobody could be asked until then.
+        """
+        parsed = apikey.parse(text)
+        if parsed is None:
+            return None
+        now = asyncio.get_running_loop().time()
+        entry = self._found.get(parsed.public_id)
+        if entry is not None and entry[1] > now:
+            key: Key | None = entry[0]
+        elif self._absent.get(parsed.public_id, 0.0) > now:
+            key = None
+        else:
+            key = await self._batches.ask(parsed.public_id, until)
+        digest = _NOBODY if key is None else key.digest
+        pepper = self._pepper if key is None or key.peppered else None
+        if key is None or key.peppered and pepper is None:
+            apikey.matches(text, digest, pepper)  # as long as for a key that is there
+            return None
+        if not apikey.matches(text, digest, pepper):
+            return None
+        if self._used.get(key.id, 0.0) <= now:
+            self._used[key.id] = now + USED_S
+            self._to_write.add(key.id)
+        return key
+
+    async def run(self) -> None:
+        """Write the last uses, off the request path, until cancelled."""
+        while True:
+            await asyncio.sleep(FLUSH_S)
+            now = asyncio.get_running_loop().time()
+            self._used = {key: next_at for key, next_at in self._used.items() if next_at > now}
+            ids, self._to_write = self._to_write, set()
+            if ids:
+                try:
+                    await self._reads.run(lambda conn, ids=ids: rows.touch_last_used(conn, ids), now + 5.0)  # type: ignore[misc]
+                except StoreUnavailable:
+                    pass  # nothing depends on it
+
+    async def _load(self, link: Link, batch: list[Ticket[str, Key | None]]) -> None:
+        ids = {ticket.question for ticket in batch}
+        until = max(ticket.until for ticket in batch)
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                await until_ready(link, until)
+                for ticket in batch:
+                    ticket.tries += 1
+                sent_at = loop.time()
+                found = await link.run(
+                    lambda conn: rows.find_by_public_id(conn, ids), deadline_s=max(0.05, until - sent_at)
+                )
+                break
+            except StoreUnavailable as error:
+                batch = [ticket for ticket in batch if not ticket.answer.done()]
+                if not batch:
+                    return
+                await pause(link, batch[0].tries, until, error)
+        for public_id in ids:
+            self._keep(public_id, found.get(public_id), sent_at)
+        for ticket in batch:
+            entry = self._found.get(ticket.question)
+            ticket.tell(None if entry is None else entry[0])
+
+    def _keep(self, public_id: str, stored: StoredKey | None, sent_at: float) -> None:
+        self._found.pop(public_id, None)
+        self._absent.pop(public_id, None)
+        if stored is not None and stored.live:
+            self._found[public_id] = (_key(stored, self._default), sent_at + FOUND_S)
+            if len(self._found) > MOST_FOUND:
+                self._found.popitem(last=False)
+        else:
+            self._absent[public_id] = sent_at + ABSENT_S
+            if len(self._absent) > MOST_ABSENT:
+                self._absent.popitem(last=False)
+
+
+class Keys:
+    """The keys as an operator sees them."""
+
+    def __init__(
+        self,
+        reads: Reads,
+        *,
+        pepper: bytes | None,
+        now: Callable[[], datetime],
+        dice: Callable[[int], bytes],
+    ) -> None:
+        """`now` is the wall clock in UTC; `dice(n)` gives n random bytes fit for secrets."""
+        self._reads = reads
+        self._pepper = pepper
+        self._now = now
+        self._dice = dice
+
+    async def create(self, ask: KeyAsk, actor: Actor, until: float) -> tuple[StoredKey, str]:
+        """Make a key; return it and its text, which nobody can be shown again.
+
+        Raises:
+            Refused: `invalid_field`, there is no such client.
+            StoreUnavailable: no answer until `until`.
+        """
+        made = apikey.make(ask.prefix, self._dice(apikey.DICE_BYTES))
+        digest = apikey.digest(made.text, self._pepper)
+        new = NewKey(
+            id=new_id(int(self._now().timestamp() * 1000), self._dice(10)),
+            name=ask.name,
+            prefix=ask.prefix,
+            public_id=made.public_id,
+            digest=digest,
+            pepper_version=0 if self._pepper is None else 1,
+            fingerprint=apikey.fingerprint(digest),
+            client=ask.client,
+            description=ask.description,
+            scopes=ask.scopes,
+            types=ask.types,
+            rate=ask.rate,
+            burst=ask.burst,
+            max_pending=ask.max_pending,
+            expires_at=ask.expires_at,
+        )
+
+        async def work(conn: Connection) -> StoredKey | None:
+            async with conn.transaction():
+                stored = await rows.create(conn, new)
+                if stored is not None:
+                    await _note(conn, actor, "key.create", stored)
+            return stored
+
+        stored = await self._reads.once(work, until)
+        if stored is None:
+            raise Refused.field("invalid_field", "client", "is no client: it is the id of a client's first key")
+        return stored, made.text.decode("ascii")
+
+    async def list_(self, until: float) -> Sequence[StoredKey]:
+        """Return all keys, newest first.
+
+        Raises:
+            StoreUnavailable: no answer until `until`.
+        """
+        return await self._reads.run(rows.list_all, until)
+
+    async def get(self, key_id: UUID, until: float) -> StoredKey:
+        """Return one key, live or not.
+
+        Raises:
+            Refused: `not_found`.
+            StoreUnavailable: no answer until `until`.
+        """
+        return _there(await self._reads.run(lambda conn: rows.get(conn, key_id), until))
+
+    async def revoke(self, key_id: UUID, actor: Actor, until: float) -> StoredKey:
+        """Revoke a key; again changes nothing.
+
+        Raises:
+            Refused: `not_found`.
+            StoreUnavailable: no answer until `until`; the key may be revoked.
+        """
+
+        async def work(conn: Connection) -> StoredKey | None:
+            async with conn.transaction():
+                stored = await rows.revoke(conn, key_id)
+                if stored is not None:
+                    await _note(conn, actor, "key.revoke", stored)
+            return stored
+
+        return _there(await self._reads.run(work, until))
+
+
+def limit_of(rate: Decimal | float | None, burst: int | None, default: Limit) -> Limit:
+    """Return the rate limit of a key whose own figures may be None: the default's then."""
+    limit = default if rate is None else Limit.of(rate, default.burst)
+    return limit if burst is None else Limit(limit.micro_rate, burst)
+
+
+def _key(stored: StoredKey, default: Limit) -> Key:
+    return Key(
+        id=stored.id,
+        client=stored.client,
+        scopes=frozenset(stored.scopes),
+        types=None if stored.types is None else frozenset(stored.types),
+        limit=limit_of(stored.rate, stored.burst, default),
+        digest=stored.digest,
+        peppered=stored.pepper_version > 0,
+    )
+
+
+def _there(stored: StoredKey | None) -> StoredKey:
+    if stored is None:
+        raise Refused("not_found", "there is no such key")
+    return stored
+
+
+async def _note(conn: Connection, actor: Actor, action: str, key: StoredKey) -> None:
+    detail: Mapping[str, Any] = {"name": key.name, "public_id": key.public_id}
+    await audit.append(
+        conn,
+        actor=actor.name,
+        action=action,
+        target=key.id,
+        address=actor.address,
+        request_id=actor.request_id,
+        detail=detail,
+    )
+
+
