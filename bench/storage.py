@@ -1,14 +1,14 @@
 """Measure the storage layouts of the job table against each other, on a PostgreSQL of its own.
 
-One command, `python bench/storage.py [--short]`: starts a throw-away cluster (Unix socket only, fsync and
-synchronous_commit on), measures every layout in turn and removes the cluster, also when it fails or is
+One command, `python bench/storage.py [--short]`: starts a throw-away cluster (Unix socket only, fsync
+and synchronous_commit on), measures every layout in turn and removes the cluster, also when it fails or is
 interrupted. Prints JSON and a markdown table; docs/decisions/0001-storage.md holds what was decided from it.
 
 Layouts
     one-70, one-50  one table with all indexes of the real system, fillfactor 70 and 50
-    one-lean        as one-70 without the retention and node indexes, so that the split does not win by indexes
-                    that it merely leaves out
-    split3          jobs (insert only), queue (hot and narrow, row deleted at settle), outcomes (insert only)
+    one-lean        as one-70 without the retention and node indexes, so that the split doesn't win by
+                    indexes that it merely leaves out
+    split3          jobs (insert only), queue (hot, narrow; row deleted at settle), outcomes (insert only)
     split2          as split3, but the outcome is an update of the jobs row (fillfactor 70)
 
 All layouts claim by the same rule: one lane per (type, priority) and a floor `(run_at, id)` per lane. Floors
@@ -89,8 +89,8 @@ _ARRIVING = """
                 %(payloads)s::text[], %(unique_keys)s::text[])
         as v (id, client, type, priority, payload, unique_key)"""
 
-# Within a type the lanes are tried best first: the function scan keeps the order of the arrays, and the outer
-# limit stops pulling (and so locking) as soon as the type has what it wants.
+# Within a type the lanes are tried best first: the function scan keeps the order of the arrays, and the
+# outer limit stops pulling (and so locking) as soon as the type has what it wants.
 _PICKED = """
 with picked as materialized (
     select job.tid
@@ -117,8 +117,8 @@ with picked as materialized (
 
 # uuid v7 look-alikes: 48 bits of milliseconds, spread over the last week, then noise.
 _FINISHED = """
-    select (lpad(to_hex((extract(epoch from at) * 1000)::bigint), 12, '0') || '7' || substr(md5(n::text), 1, 3)
-            || '8' || substr(md5(n::text), 4, 15))::uuid as id,
+    select (lpad(to_hex((extract(epoch from at) * 1000)::bigint), 12, '0') || '7'
+            || substr(md5(n::text), 1, 3) || '8' || substr(md5(n::text), 4, 15))::uuid as id,
            ('01900000-0000-7000-8000-00000000000' || n % 10)::uuid as client,
            't' || n % 20 as type, (n % 5)::smallint as priority, at as run_at, at as created_at,
            jsonb_build_object('to', repeat(md5(n::text), 4), 'n', n) as payload, '{}'::text[] as tags,
@@ -126,9 +126,10 @@ _FINISHED = """
     from generate_series(1, :rows) as n,
          lateral (select now() - interval '7 days' + n * interval '7 days' / (:rows + 1.0) as at) as t"""
 
-# Verdicts travel as one jsonb object keyed by id and are looked up, not joined: with `unnest(..) as v` the planner
-# expects one row on the other side and may choose a nested loop of 500 x 500 (seen: 2 ms became 30 to 58 ms),
-# which would compare plans instead of layouts.
+# Verdicts travel as one jsonb object keyed by id and are looked up, not joined: with `unnest(..) as v` the
+# planner expects one row on the other side and may choose a nested loop of 500 x 500 (seen:
+# 2 ms became 30 to 58 ms), which would compare plans instead of layouts.
+
 
 def _one(fillfactor: int, *, lean: bool) -> Layout:
     indexes = """
@@ -143,7 +144,8 @@ def _one(fillfactor: int, *, lean: bool) -> Layout:
     return Layout(
         tables=f"""
             create table jobs (
-                id uuid not null, client uuid not null, type text collate "C" not null, priority smallint not null,
+                id uuid not null, client uuid not null, type text collate "C" not null,
+                priority smallint not null,
                 run_at timestamptz not null, status smallint not null default 1,
                 attempts smallint not null default 0, max_attempts smallint not null default 3,
                 node bigint, claim bigint, created_at timestamptz not null, started_at timestamptz,
@@ -158,7 +160,7 @@ def _one(fillfactor: int, *, lean: bool) -> Layout:
                             started_at = now()
             where ctid = any(array(select tid from picked))
             returning id, type, priority, run_at, attempts, started_at, payload::text""",
-        # written so that it can use neither jobs_node nor its predicate: dead entries of the node pile up there
+        # written so that it can't use jobs_node, where dead entries of the node pile up
         settle="""
             update jobs set status = 3, finished_at = now(), result = %(verdicts)s -> id::text -> 'result'
             where id = any(%(ids)s::uuid[])
@@ -172,18 +174,24 @@ def _one(fillfactor: int, *, lean: bool) -> Layout:
 
 
 def _split(*, outcomes: bool) -> Layout:
-    ended = "" if outcomes else """,
+    ended = (
+        ""
+        if outcomes
+        else """,
                 status smallint, attempts smallint, node bigint, claim bigint, started_at timestamptz,
                 finished_at timestamptz, result jsonb, error text"""
+    )
     tables = f"""
             create table jobs (
-                id uuid not null, client uuid not null, type text collate "C" not null, priority smallint not null,
+                id uuid not null, client uuid not null, type text collate "C" not null,
+                priority smallint not null,
                 run_at timestamptz not null, max_attempts smallint not null default 3,
                 created_at timestamptz not null, payload jsonb not null, tags text[] not null, unique_key text
                 {ended}
             ) with (fillfactor = {100 if outcomes else 70});
             create table queue (
-                id uuid not null, type text collate "C" not null, priority smallint not null,
+                id uuid not null, type text collate "C" not null,
+                priority smallint not null,
                 run_at timestamptz not null, claimed boolean not null default false,
                 attempts smallint not null default 0, node bigint, claim bigint, started_at timestamptz
             ) with (fillfactor = 50);"""
@@ -202,13 +210,15 @@ def _split(*, outcomes: bool) -> Layout:
     if outcomes:
         tables += """
             create table outcomes (
-                id uuid not null, status smallint not null, attempts smallint not null, node bigint, claim bigint,
-                started_at timestamptz, finished_at timestamptz not null, result jsonb, error text
+                id uuid not null, status smallint not null, attempts smallint not null, node bigint,
+                claim bigint, started_at timestamptz, finished_at timestamptz not null,
+                result jsonb, error text
             );"""
         indexes += "alter table outcomes add primary key (id);"
         settle = f"""{gone}
             insert into outcomes (id, status, attempts, node, claim, started_at, finished_at, result)
-            select id, 3, attempts, %(node)s, %(claim)s, started_at, now(), %(verdicts)s -> id::text -> 'result'
+            select id, 3, attempts, %(node)s, %(claim)s, started_at, now(),
+                   %(verdicts)s -> id::text -> 'result'
             from gone
             order by id
             returning id"""
@@ -260,7 +270,7 @@ LAYOUTS: Mapping[str, Layout] = {
     "split2": _split(outcomes=False),
 }
 
-# ---------------------------------------------------------------------------------------------- the queue, driven
+# -------------------------------------------------------------------------------- the queue, driven
 
 
 class Floors:
@@ -362,7 +372,10 @@ class Driver:
         self.floors.claimed(rows)
         ids = sorted(row[0] for row in rows)
         verdicts = Jsonb(
-            {str(row[0]): {"result": {"ok": True}, "attempts": row[4], "started_at": row[5].isoformat()} for row in rows}
+            {
+                str(row[0]): {"result": {"ok": True}, "attempts": row[4], "started_at": row[5].isoformat()}
+                for row in rows
+            }
         )
         if any(row[6] is None for row in rows):
             raise RuntimeError("a claim came without its payload")
@@ -404,7 +417,14 @@ class Plan:
     held_backlog: int = 20_000
 
 
-SHORT = Plan(rounds=1, jobs=5_000, finished=50_000, held_points_s=(0.0, 4.0), writer_points_s=(0.0, 4.0), held_backlog=5_000)
+SHORT = Plan(
+    rounds=1,
+    jobs=5_000,
+    finished=50_000,
+    held_points_s=(0.0, 4.0),
+    writer_points_s=(0.0, 4.0),
+    held_backlog=5_000,
+)
 
 
 def throughput(server: Server, name: str, schema: str, payload: int, jobs: int) -> dict[str, float]:
@@ -460,7 +480,7 @@ def held(server: Server, name: str, plan: Plan, *, writer: bool) -> dict[str, fl
         reader.execute("select count(*) from jobs")
         if writer:
             reader.execute("select pg_current_xact_id()")
-        windows = {point: [0, 0.0, 0.0] for point in points}
+        windows = {point: [0.0, 0.0, 0.0] for point in points}
         done = 0
         whole, own = busy_s(), backend_cpu_s(conn) + time.process_time()
         start = time.monotonic()
@@ -475,9 +495,9 @@ def held(server: Server, name: str, plan: Plan, *, writer: bool) -> dict[str, fl
                     window[0] += count
                     window[1] += spent
                     window[2] += cpu
-        for point, (count, spent, cpu) in windows.items():
-            result[f"at_{point:.0f}s"] = count / spent if spent else 0.0
-            result[f"cpu_us_at_{point:.0f}s"] = 1e6 * cpu / count if count else 0.0
+        for point, (jobs, spent, cpu) in windows.items():
+            result[f"at_{point:.0f}s"] = jobs / spent if spent else 0.0
+            result[f"cpu_us_at_{point:.0f}s"] = 1e6 * cpu / jobs if jobs else 0.0
         elapsed = time.monotonic() - start
         own = backend_cpu_s(conn) + time.process_time() - own
         result["others_cores"] = (busy_s() - whole - own) / elapsed
@@ -495,7 +515,9 @@ def raw(server: Server, jobs: int) -> float:
     """Return jobs/s of the least there is: two updates of 500 rows by primary key on a bare table."""
     with server.connect("public") as conn:
         conn.execute("drop table if exists bare")
-        conn.execute("create table bare (id bigint primary key, status smallint not null) with (fillfactor = 50)")
+        conn.execute(
+            "create table bare (id bigint primary key, status smallint not null) with (fillfactor = 50)"
+        )
         conn.execute("insert into bare select n, 1 from generate_series(1, %s) as n", [jobs])
         conn.execute("vacuum analyze bare")
         conn.execute("checkpoint")
@@ -524,7 +546,7 @@ def make(server: Server, layout: Layout, schema: str, *, finished: int) -> None:
 
 
 def backend_cpu_s(conn: psycopg.Connection) -> float:
-    """Return the CPU seconds of the server process behind `conn`: neighbours on the machine hardly change it."""
+    """Return the CPU seconds of the server process behind `conn`, which neighbours hardly change."""
     return int(Path(f"/proc/{conn.info.backend_pid}/schedstat").read_text().split()[0]) / 1e9
 
 
@@ -578,7 +600,10 @@ class Server:
     def connect(self, schema: str) -> psycopg.Connection:
         """Return an autocommit connection with `schema` as its search path."""
         return psycopg.connect(
-            host=str(self.socket_dir), user="bench", dbname="postgres", autocommit=True,
+            host=str(self.socket_dir),
+            user="bench",
+            dbname="postgres",
+            autocommit=True,
             options=f"-c search_path={schema}",
         )
 
@@ -599,13 +624,19 @@ def cluster() -> Iterator[Server]:
     try:
         subprocess.run(
             [BINDIR / "initdb", "-D", data, "-U", "bench", "-A", "trust", "-E", "UTF8", "--locale=C"],
-            check=True, stdout=subprocess.DEVNULL, cwd=root, **who,
+            check=True,
+            stdout=subprocess.DEVNULL,
+            cwd=root,
+            **who,
         )
         settings = [f"-c{key}={value}" for key, value in SETTINGS.items()]
         with (root / "log").open("wb") as log:
             server = subprocess.Popen(
                 [BINDIR / "postgres", "-D", data, "-k", data, *settings],
-                stdout=log, stderr=log, cwd=root, **who,
+                stdout=log,
+                stderr=log,
+                cwd=root,
+                **who,
             )
         subprocess.run([BINDIR / "pg_isready", "-q", "-h", data, "-t", "1"], check=False)
         deadline = time.monotonic() + 30
@@ -689,9 +720,13 @@ def table(result: Mapping[str, Any], plan: Plan) -> str:
     """Return the medians as a markdown table, one column a layout."""
     names = list(LAYOUTS)
     rows: list[tuple[str, list[str]]] = []
-    labels = {"insert_per_s": "insert, rows/s", "work_per_s": "claim + settle, jobs/s",
-              "wal_per_job": "WAL, bytes/job", "mib": "tables + indexes after, MiB",
-              "hot_percent": "HOT updates, %"}
+    labels = {
+        "insert_per_s": "insert, rows/s",
+        "work_per_s": "claim + settle, jobs/s",
+        "wal_per_job": "WAL, bytes/job",
+        "mib": "tables + indexes after, MiB",
+        "hot_percent": "HOT updates, %",
+    }
     for key, label in labels.items():
         for payload in PAYLOADS:
             for finished in (0, plan.finished):
@@ -702,7 +737,12 @@ def table(result: Mapping[str, Any], plan: Plan) -> str:
         rows.append((f"held snapshot: {key}", [f"{v:,.1f}" if "ms" in key else f"{v:,.0f}" for v in values]))
     for key in result["open_writer"]["split3"]:
         values = [result["open_writer"].get(name, {}).get(key) for name in names]
-        rows.append((f"open writer: {key}", ["" if v is None else f"{v:,.1f}" if "ms" in key else f"{v:,.0f}" for v in values]))
+        rows.append(
+            (
+                f"open writer: {key}",
+                ["" if v is None else f"{v:,.1f}" if "ms" in key else f"{v:,.0f}" for v in values],
+            )
+        )
     lines = ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     lines += [f"| {label} | " + " | ".join(values) + " |" for label, values in rows]
     return "\n".join(lines)
@@ -711,14 +751,18 @@ def table(result: Mapping[str, Any], plan: Plan) -> str:
 def main() -> None:
     """Measure, print JSON, then the table."""
     parser = argparse.ArgumentParser(description="Measure the storage layouts of the job table.")
-    parser.add_argument("--short", action="store_true", help="a smoke run of about a minute; no figures to quote")
+    parser.add_argument(
+        "--short", action="store_true", help="a smoke run of about a minute; no figures to quote"
+    )
     plan = SHORT if parser.parse_args().short else Plan()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the cluster is removed
     with cluster() as server:
         result = measure(server, plan)
     print(json.dumps(result, indent=1))
     print()
-    print(f"raw: {statistics.median(result['raw_per_s']):,.0f} jobs/s (two updates by primary key, bare table)")
+    print(
+        f"raw: {statistics.median(result['raw_per_s']):,.0f} jobs/s (two updates by primary key, bare table)"
+    )
     print()
     print(table(result, plan))
 

@@ -124,6 +124,15 @@ def check(plugins: Sequence[Plugin]) -> Described:
     return Described(types=described.types, problems=found)
 
 
+def handler_of(job_type: JobType) -> Handler:
+    """Return how `job_type` is run, outside of any plugin.
+
+    Raises:
+        NotLoaded: its payload has no shape, or its example does not fit.
+    """
+    return _handler(job_type, "", "", {})
+
+
 def finished(value: Any) -> Any:
     """Return `value`, or what it returns when a hook was an `async def`; for where no loop runs."""
     return asyncio.run(_awaited(value)) if inspect.isawaitable(value) else value

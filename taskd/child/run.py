@@ -236,9 +236,7 @@ def _failed(lane: Lane, ctx: Context, error: BaseException) -> Finished:
     if ctx._submits:
         ctx._sink.line(ctx, "warning", _DROPPED_SUBMITS)
     exit_code, signal = _number(error, "exit_code"), _number(error, "signal")
-    return Finished(
-        ctx._run, kind, True, error=text, delay_s=delay_s, exit_code=exit_code, signal=signal
-    )
+    return Finished(ctx._run, kind, True, error=text, delay_s=delay_s, exit_code=exit_code, signal=signal)
 
 
 def _end(lane: Lane, ctx: Context, finished: Finished) -> Finished:

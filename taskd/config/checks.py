@@ -1,13 +1,15 @@
-"""Checks of single values: names, addresses, programs. Each returns why not, or None.
+"""Checks of single values: names, addresses, programs. Each returns why not, or None; and what was meant.
 
 No message repeats the value: it may be a secret pasted into the wrong line.
 """
 
 from __future__ import annotations
 
+import difflib
 import ipaddress
 import re
 import zoneinfo
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from urllib.parse import parse_qsl, unquote_to_bytes, urlsplit
 
@@ -23,9 +25,19 @@ _LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
 _HOST = re.compile(rf"(?=.{{1,253}}$){_LABEL}(?:\.{_LABEL})*\.?")
 _PATTERN_HOST = re.compile(r"(\*\.)?(.+)")
 _DOTTED = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*")
+_LONGEST_NAME = 64
 _SCHEMES = ("postgresql://", "postgres://")
 CRON_ALIASES = frozenset({"@hourly", "@daily", "@midnight", "@weekly", "@monthly", "@yearly", "@annually"})
 _MAPPED_ALL = ipaddress.IPv6Network("::ffff:0:0/96")
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """Return `; did you mean X?` for the nearest of the `known` names, or nothing."""
+    if len(name) > _LONGEST_NAME:
+        return ""
+    names = {one.lower(): one for one in known}
+    near = difflib.get_close_matches(name.lower().replace("-", "_"), names, n=1, cutoff=0.6)
+    return f"; did you mean {names[near[0]]}?" if near else ""
 
 
 def schema_name(text: str) -> str | None:
@@ -127,17 +139,23 @@ def cron(text: str) -> str | None:
     try:
         # An impossible date ("0 0 30 2 *") is only found by looking for it.
         next(CronSim(text, datetime(2024, 1, 1, tzinfo=UTC)))
-    except (CronSimError, StopIteration):
-        return "must be a cron expression (minute hour day month weekday) that comes true some day"
+    except (CronSimError, StopIteration) as error:
+        reason = str(error) or "it never comes true"
+        return f"must be a cron expression of five fields (minute hour day month weekday): {reason}"
     return None
 
 
 def timezone(text: str) -> str | None:
     """A name of the time zone database."""
-    known = zoneinfo.available_timezones()
-    if text in known or not known:  # a machine without the database can't tell
-        return None
-    return "is an unknown time zone: timezone must be a name such as Europe/Berlin or UTC"
+    try:
+        zoneinfo.ZoneInfo(text)
+    except (OSError, ValueError, zoneinfo.ZoneInfoNotFoundError):
+        known = zoneinfo.available_timezones()
+        if not known:  # a machine without the database can't tell
+            return None
+        near = suggestion(text, known)
+        return f"is an unknown time zone: timezone must be a name such as Europe/Berlin or UTC{near}"
+    return None
 
 
 def absolute_path(text: str) -> str | None:

@@ -7,16 +7,16 @@ the reading, so that one mistake gives one line.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, Literal
 
 from taskd.config import scalars, units
+from taskd.config.checks import suggestion
 from taskd.config.keys import Key, keys_of
 from taskd.config.nodes import Node
 from taskd.config.secret import Secret
@@ -28,13 +28,6 @@ FAILED: Final = object()
 
 _INTERPOLATION = "values are not interpolated: ${ is refused"
 _NEUTRAL = Key()
-
-
-def suggestion(name: str, known: Iterable[str]) -> str:
-    """Return `; did you mean X?` for the nearest of the `known` names, or nothing."""
-    names = list(known)
-    near = difflib.get_close_matches(name.lower().replace("-", "_"), names, n=1, cutoff=0.6)
-    return f"; did you mean {near[0]}?" if near else ""
 
 
 class Converter:
@@ -145,7 +138,7 @@ class Converter:
         for name, child in node.entries.items():
             problem = facts.name_check(name) if facts.name_check else None
             if problem is not None:
-                self.refuse(child, f"the name {problem}")
+                self.refuse(child, f"this name {problem}")
                 continue
             member = Key(empty=True) if hint is str else _NEUTRAL
             values[name] = self.value(child, hint, member)

@@ -10,13 +10,15 @@ import errno
 import os
 import stat
 from collections.abc import Iterator, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import jsonschema_rs
 
 from taskd.config import checks
-from taskd.config.convert import Converter, suggestion
+from taskd.config.checks import suggestion
+from taskd.config.convert import Converter
 from taskd.config.jobtypes import JobTypeOverride, job_type_problems
 from taskd.config.tree import Api, PluginEntry, Retry, Tree, Workers
 from taskd.config.units import show_duration
@@ -53,7 +55,8 @@ def _line(path: str, lines: Mapping[str, int]) -> int:
 def _workers(workers: Workers) -> Found:
     if workers.heartbeat * 3 > workers.lease:
         heartbeat, lease = show_duration(workers.heartbeat), show_duration(workers.lease)
-        most, least = show_duration(workers.lease / 3), show_duration(workers.heartbeat * 3)
+        third = workers.lease // timedelta(seconds=3) * timedelta(seconds=1)
+        most, least = show_duration(third), show_duration(workers.heartbeat * 3)
         message = (
             f"workers.heartbeat ({heartbeat}) is more than a third of workers.lease ({lease}): "
             f"set the heartbeat to {most} or less, or the lease to {least} or more"
@@ -145,7 +148,7 @@ def _job_type(path: str, entry: JobTypeOverride, tree: Tree) -> Found:
         yield (f"{path}.{inside}",), message
     pools = tree.all_pools
     if entry.pool is not None and entry.pool not in pools:
-        message = f"is an unknown pool: none of this file has that name{suggestion(entry.pool, pools)} (known: {', '.join(pools)})"
+        message = f"is an unknown pool; known here: {', '.join(pools)}{suggestion(entry.pool, pools)}"
         yield (f"{path}.pool", "pools"), message
     for name, form in (entry.params or {}).items():
         if (problem := _param_problem(form)) is not None:

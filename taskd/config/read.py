@@ -104,7 +104,7 @@ def parse(
         raise ConfigError(file, [Problem(0, "", _too_large())])
     root, problems = compose(_decode(file, raw))
     if root is None:
-        raise ConfigError(file, problems)
+        raise ConfigError(file, sorted(set(problems)))
     if root.kind != "mapping":
         message = "the file must be a mapping: sections such as `database:` and `admin:`, each with its keys"
         raise ConfigError(file, [*problems, Problem(1, "", message)])

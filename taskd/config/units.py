@@ -129,5 +129,5 @@ def _refusal(text: str, wanted: str) -> str:
     if _NUMBER.fullmatch(text):
         return f"must be {wanted}; a bare number does not say its unit"
     if _NEGATIVE.fullmatch(text):
-        return f"must be {wanted}, and not less than zero: greater than 0"
+        return f"must be {wanted}, and not negative (zero or greater than 0)"
     return f"must be {wanted}"

@@ -159,7 +159,11 @@ class Claimer:
         for type_, count in got.items():
             budgets[want.demands[type_].pool] -= count
         self._hungry = any(
-            count >= min(want.demands[type_].most, budgets[want.demands[type_].pool] + count + want.demands[type_].ahead)
+            count
+            >= min(
+                want.demands[type_].most,
+                budgets[want.demands[type_].pool] + count + want.demands[type_].ahead,
+            )
             for type_, count in got.items()
         )
         if haul.new_lanes or self._hungry:

@@ -20,8 +20,10 @@ from typing import Literal, cast
 import msgspec
 
 from taskd import wire
+from taskd.engine.offspring import Parent
 from taskd.engine.settler import Settler
 from taskd.engine.slots import Slots
+from taskd.errors import Refused
 from taskd.model import verdict as decide
 from taskd.model.jobtype import TypeInfo
 from taskd.model.state import Cause, State
@@ -85,13 +87,17 @@ class Run:
 
     @property
     def timeout_s(self) -> float:
+        """How long it may take: the client's wish, never more than the type's."""
         asked = self.job.timeout_ms
         return self.info.timeout if asked is None else min(self.info.timeout, asked / 1000)
 
     @property
     def case(self) -> Case:
+        """The job as verdicts see it."""
         job = self.job
-        return Case(attempts=job.attempts, max_attempts=job.max_attempts, crashes=job.crashes, alone=job.alone)
+        return Case(
+            attempts=job.attempts, max_attempts=job.max_attempts, crashes=job.crashes, alone=job.alone
+        )
 
 
 class Child(asyncio.Protocol):
@@ -112,10 +118,12 @@ class Child(asyncio.Protocol):
         self._outbox: list[msgspec.Struct] = []
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Send what gathered before the process was there."""
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
         self.flush()
 
     def data_received(self, data: bytes) -> None:
+        """Pass on the messages that are complete; a child that sends anything else is killed."""
         try:
             messages = self._reader.feed(data)
         except wire.BrokenFrame as error:
@@ -129,6 +137,7 @@ class Child(asyncio.Protocol):
         self._outbox.append(message)
 
     def flush(self) -> None:
+        """Send what `send` queued."""
         if self._outbox and self._transport is not None and not self._transport.is_closing():
             self._transport.write(wire.frame(self._outbox))
             self._outbox = []
@@ -139,6 +148,7 @@ class Child(asyncio.Protocol):
             self.member.kill()
 
     def close(self) -> None:
+        """Drop the pipe; the process is dead."""
         if self._transport is not None:
             self._transport.abort()
 
@@ -202,9 +212,10 @@ class Crew:
 
     async def ready(self) -> None:
         """Wait until every child started so far is ready or has died once."""
-        while any(
-            not child.ready for group in self._groups.values() for child in group.children.values()
-        ) and not self._draining:
+        while (
+            any(not child.ready for group in self._groups.values() for child in group.children.values())
+            and not self._draining
+        ):
             await asyncio.sleep(0.005)
 
     def _add_child(self, group: Group) -> Child:
@@ -391,14 +402,20 @@ class Crew:
         ran_ms = int((now - run.started_at) * 1000) if run.started_at else 0
         if message.outcome == "completed":
             self._slots.release(job.type)
-            result = bytes(message.result).decode()
-            self._settler.complete(job.type, Completion(job.id, job.claim, result, ran_ms))
+            completion = Completion(job.id, job.claim, bytes(message.result).decode(), ran_ms)
+            if message.submits:
+                bodies = [bytes(body) for body in message.submits]
+                self._settler.complete_with_jobs(job.type, Parent(completion, job, bodies))
+            else:
+                self._settler.complete(job.type, completion)
             return
         outcome = message.outcome
         if run.asked is Cause.TIMEOUT and outcome in ("cancelled", "error"):
             outcome = "timeout"
         if run.asked is Cause.INTERRUPTED and outcome in ("cancelled", "interrupted"):
-            self._close(run, decide.interrupted(run.case, run.info, error="stopped at drain"), message, ran_ms)
+            self._close(
+                run, decide.interrupted(run.case, run.info, error="stopped at drain"), message, ran_ms
+            )
             return
         if run.asked is Cause.LEASE_EXPIRED and outcome != "dropped":
             verdict = decide.died(
@@ -420,12 +437,31 @@ class Crew:
         )
         self._close(run, verdict, message, ran_ms)
 
+    def barren(self, type_: str, parent: Parent, error: Refused) -> None:
+        """Settle a run whose handler ended well but whose further jobs can't be stored: it failed."""
+        info = self._settings.infos[type_]
+        job = parent.job
+        case = Case(
+            attempts=job.attempts, max_attempts=job.max_attempts, crashes=job.crashes, alone=job.alone
+        )
+        text = f"a job that it submitted can't be stored: {error}"
+        verdict = decide.reported("error", case, info, self._dice, error=text, delay_s=None)
+        self._write_down(job, verdict, None, parent.completion.ran_ms)
+
     def _close(
-        self, run: Run, verdict: Verdict, message: wire.Finished | None = None, ran_ms: int = 0, exit: Exit | None = None
+        self,
+        run: Run,
+        verdict: Verdict,
+        message: wire.Finished | None = None,
+        ran_ms: int = 0,
+        exit: Exit | None = None,
     ) -> None:
-        job = run.job
-        self._slots.release(job.type)
-        end = exit or message
+        self._slots.release(run.job.type)
+        self._write_down(run.job, verdict, exit or message, ran_ms)
+
+    def _write_down(
+        self, job: Claimed, verdict: Verdict, end: Exit | wire.Finished | None, ran_ms: int
+    ) -> None:
         self._settler.settle(
             job.type,
             Settlement(
@@ -569,7 +605,7 @@ class Crew:
             for run in child.started.values():
                 if run.killed is None:
                     run.killed = cause
-            if child.runs or self._draining:
+            if child.runs:
                 child.kill()
         while self.running:
             await asyncio.sleep(0.005)

@@ -10,13 +10,14 @@ import random
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 from taskd import __version__
 from taskd.engine.claimer import Claimer
 from taskd.engine.crew import Crew, CrewSettings, PoolSettings
 from taskd.engine.heart import Heart, HeartSettings, boottime
 from taskd.engine.lanes import Lanes
+from taskd.engine.offspring import Nursery
 from taskd.engine.settler import Settler
 from taskd.engine.slots import Slots
 from taskd.errors import StoreUnavailable, UnsafeDatabase
@@ -91,7 +92,14 @@ class Daemon:
         self._lanes = Lanes()
         self._slots = Slots(infos.values(), {name: pool.concurrency for name, pool in settings.pools.items()})
         limited = sorted(name for name, info in infos.items() if info.max_running is not None)
-        self._settler = Settler(self._settle_link, lambda: self._node, self._metrics, limited)
+        self._settler = Settler(
+            self._settle_link,
+            lambda: self._node,
+            self._metrics,
+            limited,
+            Nursery(infos, now=lambda: datetime.now(UTC), dice=os.urandom),
+            lambda type_, parent, error: self._crew.barren(type_, parent, error),
+        )
         self._crew = Crew(
             CrewSettings(
                 node_name=settings.node_name,

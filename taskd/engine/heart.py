@@ -87,11 +87,11 @@ class Heart:
         self._ears = Ears(self._hear, self._wake.set)
         self._link.on_connect = self._ears.listen
         self._prune_after = _FIRST_ID
-        self._ended = False
+        self._ended = asyncio.Event()
 
     def end(self) -> None:
         """Make `run` and `guard` return once the statement that they are in has ended."""
-        self._ended = True
+        self._ended.set()
         self._wake.set()
 
     def serve(self, node: int, sent_at: float) -> None:
@@ -133,7 +133,7 @@ class Heart:
     async def guard(self) -> None:
         """Watch the lease: at the margin one more try, then the jobs are given up."""
         margin_s = self._settings.margin_s
-        while not self._ended:
+        while not self._ended.is_set():
             left_s = self._lease_end - boottime()
             if self._node is None or left_s > margin_s:
                 await asyncio.sleep(0.1 if self._node is None else min(0.25, left_s - margin_s))
@@ -155,7 +155,7 @@ class Heart:
         """Beat, check and sweep until `end`, and hear hints between."""
         now = boottime()
         beat_at = check_at = sweep_at = now
-        while not self._ended:
+        while not self._ended.is_set():
             now = boottime()
             due_at = min(beat_at, check_at, sweep_at)
             if due_at > now and not self._wake.is_set():
@@ -164,7 +164,7 @@ class Heart:
                 await self._wake.wait()
                 timer.cancel()
                 self._ears.disarm()
-            if self._ended:
+            if self._ended.is_set():
                 return
             forced = self._wake.is_set() and self._state == "draining"
             self._wake.clear()

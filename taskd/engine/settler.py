@@ -13,7 +13,8 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from taskd.errors import BadRow, StoreUnavailable
+from taskd.engine.offspring import Nursery, Parent
+from taskd.errors import BadRow, Refused, StoreUnavailable
 from taskd.obs.metrics import Metrics
 from taskd.store import leases
 from taskd.store.leases import Completion, Settlement
@@ -30,12 +31,26 @@ log = logging.getLogger("taskd.engine.settler")
 class Settler:
     """The verdicts that are not stored yet; one task, `run`, writes them."""
 
-    def __init__(self, link: Link, node: Callable[[], int], metrics: Metrics, limited: Sequence[str]) -> None:
-        """`limited` types have their running jobs counted in the database; `node` is asked for each batch."""
+    def __init__(
+        self,
+        link: Link,
+        node: Callable[[], int],
+        metrics: Metrics,
+        limited: Sequence[str],
+        nursery: Nursery,
+        barren: Callable[[str, Parent, Refused], None],
+    ) -> None:
+        """`limited` types have their running jobs counted in the database; `node` is asked for each verdict.
+
+        `barren` is told when the jobs that a job made can't be, and settles it otherwise.
+        """
         self._link = link
         self._node = node
         self._metrics = metrics
         self._limited = limited
+        self._nursery = nursery
+        self._barren = barren
+        self._parents: deque[tuple[int, str, Parent]] = deque()
         self._completions: deque[tuple[int, str, Completion]] = deque()
         self._others: deque[tuple[int, str, Settlement]] = deque()
         self._wake = asyncio.Event()
@@ -46,11 +61,16 @@ class Settler:
     @property
     def unsettled(self) -> int:
         """Verdicts that are not stored yet."""
-        return len(self._completions) + len(self._others) + self._writing
+        return len(self._completions) + len(self._others) + len(self._parents) + self._writing
 
     def complete(self, type_: str, completion: Completion) -> None:
         """A job completed; its claim is this node's present incarnation's."""
         self._completions.append((self._node(), type_, completion))
+        self._wake.set()
+
+    def complete_with_jobs(self, type_: str, parent: Parent) -> None:
+        """A job completed that made further jobs: both are stored, or neither."""
+        self._parents.append((self._node(), type_, parent))
         self._wake.set()
 
     def settle(self, type_: str, settlement: Settlement) -> None:
@@ -69,11 +89,13 @@ class Settler:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            while self._completions or self._others:
+            while self._completions or self._others or self._parents:
                 if self._completions:
                     await self._write(self._completions, self._complete)
                 if self._others:
                     await self._write(self._others, self._settle)
+                if self._parents:
+                    await self._write_parent()
             self._empty.set()
 
     async def _write(
@@ -96,9 +118,37 @@ class Settler:
                     return
                 except StoreUnavailable as error:
                     if not again:
-                        log.warning("verdicts wait for Postgres", extra={"jobs": len(batch), "error": str(error)})
+                        log.warning(
+                            "verdicts wait for Postgres", extra={"jobs": len(batch), "error": str(error)}
+                        )
                     again = True
                     await asyncio.sleep(max(self._link.wait_s, 0.05))
+        finally:
+            self._writing = 0
+
+    async def _write_parent(self) -> None:
+        node, type_, parent = self._parents.popleft()
+        self._writing = 1
+        try:
+            while True:
+                try:
+                    done = await self._link.run(
+                        lambda conn: self._nursery.settle(
+                            conn, node=node, parent=parent, limited=self._limited
+                        )
+                    )
+                    break
+                except StoreUnavailable:
+                    await asyncio.sleep(max(self._link.wait_s, 0.05))
+                except BadRow as error:
+                    self._barren(type_, parent, Refused(error.code, str(error)))
+                    return
+                except Refused as error:
+                    self._barren(type_, parent, error)
+                    return
+            self._metrics.inc("taskd_settled_total", type_, "completed")
+            if not done:
+                await self._look_up(node, {parent.completion.id: parent.completion.claim})
         finally:
             self._writing = 0
 
@@ -106,7 +156,9 @@ class Settler:
         verdicts = [verdict for _, verdict in batch]
         try:
             done = await self._link.run(
-                lambda conn: leases.settle_completed(conn, node=node, verdicts=verdicts, limited=self._limited)
+                lambda conn: leases.settle_completed(
+                    conn, node=node, verdicts=verdicts, limited=self._limited
+                )
             )
         except BadRow as error:
             if len(batch) > 1:

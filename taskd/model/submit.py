@@ -12,9 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, NoReturn
+from uuid import UUID
 
 from taskd.errors import FieldProblem, Refused
 from taskd.model import names, payload
+from taskd.model.job import NewJob
+from taskd.model.jobtype import TypeInfo
 
 YEAR_S = 365 * 86_400
 """How far ahead a job may be due, and how long a timeout or an expiry may be, in seconds."""
@@ -268,3 +271,41 @@ def _body_hash(body: Mapping[str, Any], values: Mapping[str, Any]) -> bytes:
 def _did_you_mean(member: str) -> str:
     close = difflib.get_close_matches(member[:64], _MEMBERS, n=1)
     return f"; did you mean {close[0]}?" if close else ""
+
+
+def new_job(
+    ask: Submit,
+    info: TypeInfo,
+    text: str,
+    *,
+    id: UUID,
+    client: UUID,
+    trace: str | None = None,
+    path: str = "",
+) -> NewJob:
+    """Return the job that `ask` becomes, with the defaults of its type; `text` is the payload as JSON.
+
+    Raises:
+        Refused: the timeout is longer than the type allows.
+    """
+    if ask.timeout_s is not None and ask.timeout_s > info.timeout:
+        problem = f"must be at most {info.timeout:g}, that of the type"
+        raise Refused.field("invalid_field", f"{path}timeout", problem)
+    return NewJob(
+        id=id,
+        client=client,
+        type=ask.type,
+        payload=text,
+        priority=info.priority if ask.priority is None else ask.priority,
+        run_at=ask.run_at,
+        delay_s=ask.delay_s,
+        max_attempts=info.retry.max_attempts if ask.max_attempts is None else ask.max_attempts,
+        timeout_s=ask.timeout_s,
+        expires_in_s=ask.expires_in_s,
+        unique_key=ask.unique_key,
+        unique_while=ask.unique_while,
+        body_hash=ask.body_hash,
+        tags=ask.tags,
+        meta=ask.meta,
+        trace=trace,
+    )

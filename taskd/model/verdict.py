@@ -42,7 +42,13 @@ UNKNOWN = "outcome unknown: "
 
 
 def retryable(
-    cause: Cause, case: Case, info: TypeInfo, dice: random.Random, *, error: str | None, delay_s: float | None = None
+    cause: Cause,
+    case: Case,
+    info: TypeInfo,
+    dice: random.Random,
+    *,
+    error: str | None,
+    delay_s: float | None = None,
 ) -> Verdict:
     """Decide a failed attempt: again by the retry policy (or after `delay_s`), or failed for good."""
     attempt = case.attempts + 1
@@ -133,9 +139,7 @@ def interrupted(case: Case, info: TypeInfo, *, error: str, alone: bool = False) 
     )
 
 
-def died(
-    cause: Cause, case: Case, info: TypeInfo, *, error: str, max_crashes: int
-) -> Verdict:
+def died(cause: Cause, case: Case, info: TypeInfo, *, error: str, max_crashes: int) -> Verdict:
     """Decide a run whose process died, or whose lease ended, while it ran alone there.
 
     Crashes and deaths by memory are ready again at once, whatever the policy's waits are; after

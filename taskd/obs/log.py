@@ -1,9 +1,7 @@
 """Log lines: one event, one line, as JSON or as text, on a stream that may be dead.
 
 A line is made of what people and plugins sent us, so nothing in it may begin another line, colour a
-terminal or turn the reading direction: such characters are escaped. Lines are written by a thread of
-their own: a reader of stderr that hangs stops neither heartbeats nor answers, its lines are dropped
-and counted.
+terminal or turn the reading direction: such characters are escaped. `writer` brings it out.
 
 Source: sd-daemon(3) for the priority prefix, systemd.exec(5) for JOURNAL_STREAM.
 """
@@ -12,26 +10,21 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import re
 import sys
 import threading
-from collections import deque
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime, timedelta
-from itertools import islice
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import Literal, TextIO
 
 from taskd.errors import TaskdError
-from taskd.obs.redact import ORDINARY, REDACTOR, RedactFilter
+from taskd.obs.redact import ORDINARY, REDACTOR, RedactFilter, rfc3339
+from taskd.obs.writer import Writer
 
 MAX_LINE = 16 * 1024
 """Bytes of a line with its line break; longer values are cut."""
-
-MAX_WAITING = 2 * 1024 * 1024
-"""Characters of lines that wait for a slow reader; beyond it lines are dropped."""
 
 Format = Literal["json", "text"]
 Level = Literal["debug", "info", "warning", "error"]
@@ -109,90 +102,8 @@ class LineHandler(logging.Handler):
         super().close()
 
 
-class Writer:
-    """A bounded queue of lines and the thread that writes them. `write` may be called by any thread."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self.dropped = 0
-        """Lines that were given up since the start."""
-        self._stream = stream
-        # Written to past the stream's buffer, whose lock would be held by a thread that hangs, and which
-        # Python wants to flush at its end; a duplicate, so that the number can't become somebody else's.
-        self._fd = _duplicate(stream)
-        self._lines: deque[str] = deque()
-        self._waiting = 0
-        self._told = 0
-        self._busy = False
-        self._closed = False
-        self._change = threading.Condition()
-        self._thread = threading.Thread(target=self._work, name="log", daemon=True)
-        self._thread.start()
-
-    def write(self, line: str) -> None:
-        """Queue `line`, without its line break; drop it when too much waits."""
-        with self._change:
-            if self._closed or self._waiting + len(line) > MAX_WAITING:
-                self.dropped += 1
-                return
-            self._lines.append(line)
-            self._waiting += len(line)
-            self._change.notify_all()
-
-    def flush(self, wait_s: float) -> bool:
-        """Wait up to `wait_s` until all lines are written; says whether they are."""
-        with self._change:
-            return self._change.wait_for(lambda: not self._lines and not self._busy, wait_s)
-
-    def close(self, wait_s: float) -> None:
-        """Flush, then take no more lines and end the thread; the stream stays open."""
-        done = self.flush(wait_s)
-        with self._change:
-            self._closed = True
-            self._change.notify_all()
-        if done:
-            self._thread.join()
-
-    def _work(self) -> None:
-        while batch := self._take():
-            lost = self.dropped - self._told
-            if lost:
-                batch.append(
-                    json.dumps({"level": "warning", "event": "log lines were dropped", "lines": lost})
-                )
-            try:
-                self._put("\n".join(batch) + "\n")
-                self._told += lost
-            except (OSError, ValueError):  # nobody reads, or the stream is closed
-                with self._change:
-                    self.dropped += len(batch) - bool(lost)
-        if self._fd is not None:
-            os.close(self._fd)
-
-    def _take(self) -> list[str]:
-        """Wait for lines and return some; none once the writer is closed and all are written."""
-        with self._change:
-            self._busy = False
-            self._change.notify_all()
-            self._change.wait_for(lambda: self._lines or self._closed)
-            batch: list[str] = []
-            while self._lines and len(batch) < 100:
-                batch.append(self._lines.popleft())
-                self._waiting -= len(batch[-1])
-            self._busy = bool(batch)
-            return batch
-
-    def _put(self, text: str) -> None:
-        if self._fd is None:
-            self._stream.write(text)
-            self._stream.flush()
-            return
-        data = memoryview(text.encode())
-        while data:
-            data = data[os.write(self._fd, data) :]
-
-
 def fields_of(record: logging.LogRecord) -> Fields:
-    """Return the members of the line of a filtered record: time, level, event, logger, extras, error.
+    """Return the members of the line of a filtered record: time, level, event, logger, then the extras.
 
     An extra with the name of one of the first four gets an underscore behind it. An expected error
     (`TaskdError`) comes with its code and without a traceback.
@@ -200,34 +111,15 @@ def fields_of(record: logging.LogRecord) -> Fields:
     fields = _head(record)
     for name, value in record.__dict__.items():
         if name not in ORDINARY and value is not None:
-            fields[f"{name}_" if name in _HEAD else name] = plain(value)
+            fields[f"{name}_" if name in _HEAD else name] = value
     error = record.exc_info[1] if record.exc_info else None
-    if error is not None:
-        fields["error"] = REDACTOR.brief(f"{type(error).__name__}: {error}")
-        if isinstance(error, TaskdError):
-            fields["code"] = error.code
-        else:
-            fields["traceback"] = record.exc_text or ""
+    if isinstance(error, TaskdError):
+        fields["code"] = error.code
+    elif error is not None:
+        fields["traceback"] = record.exc_text
     if record.stack_info:
         fields["stack"] = record.stack_info
     return fields
-
-
-def plain(value: object, depth: int = 4) -> object:
-    """Return `value` as JSON data: moments as RFC 3339, spans in seconds, at most 100 items a level."""
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else str(value)
-    if isinstance(value, timedelta):
-        return value.total_seconds()
-    if isinstance(value, datetime):
-        return _moment(value) if value.tzinfo else value.isoformat()
-    if depth and isinstance(value, Mapping):
-        return {str(key): plain(item, depth - 1) for key, item in islice(value.items(), 100)}
-    if depth and isinstance(value, list | tuple | set | frozenset):
-        return [plain(item, depth - 1) for item in islice(value, 100)]
-    return str(value)
 
 
 def safe(text: str) -> str:
@@ -273,15 +165,11 @@ def _message(fields: Fields) -> str:
 
 def _head(record: logging.LogRecord) -> Fields:
     return {
-        "time": _moment(datetime.fromtimestamp(record.created, UTC)),
+        "time": rfc3339(datetime.fromtimestamp(record.created, UTC)),
         "level": record.levelname.lower(),
         "event": str(record.msg),
         "logger": record.name,
     }
-
-
-def _moment(at: datetime) -> str:
-    return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _word(value: object) -> str:
@@ -305,13 +193,6 @@ def _cut(value: object, longest: int) -> object:
         text = json.dumps(value, ensure_ascii=False)
         return value if len(text) <= longest else text[:longest] + "…"
     return value
-
-
-def _duplicate(stream: TextIO) -> int | None:
-    try:
-        return os.dup(stream.fileno())
-    except (OSError, ValueError):  # not a file: a StringIO
-        return None
 
 
 def _is_journal(stream: TextIO, environ: Mapping[str, str]) -> bool:

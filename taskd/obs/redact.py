@@ -8,10 +8,12 @@ secret, or one in another spelling, would not be recognised afterwards.
 from __future__ import annotations
 
 import logging
+import math
 import re
 import traceback
 from collections.abc import Mapping, Sequence, Set
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from itertools import repeat, takewhile
 from urllib.parse import quote
 
 MASK = "***"
@@ -30,10 +32,7 @@ _HEADER = r"(?i)\b((?:proxy-)?authorization|x-api-key|(?:set-)?cookie)"
 # Every repetition that could start at each character is bounded: a log line must not take a second.
 _SHAPES: tuple[tuple[re.Pattern[str], str], ...] = (
     # A URL with a password: everything up to the last @ of the word, since people forget to quote one.
-    (
-        re.compile(r"([A-Za-z][A-Za-z0-9+.-]{0,30}://[^\s/:@\"'<>]{0,256}:)[^\s/\"'<>]{0,1024}@"),
-        rf"\1{MASK}@",
-    ),
+    (re.compile(r"(://[^\s/:@\"'<>]{0,256}:)[^\s/\"'<>]{0,1024}@"), rf"\1{MASK}@"),
     # libpq's other form and query strings: password=x, password='x y'.
     (re.compile(r"(?i)((?:password|passwd|pwd)\s*=\s*)(?:'(?:\\.|[^'\\])*'|[^\s'\"&;,)]+)"), rf"\1{MASK}"),
     # Headers: `Cookie: a="b"; c=d` to the end of the line, {'X-API-Key': 'x'} to the quote.
@@ -47,10 +46,10 @@ _SHAPES: tuple[tuple[re.Pattern[str], str], ...] = (
         ),
         rf"\1{MASK}",
     ),
-    # API keys; the public id stays readable. One cut short or mistyped is still most of a secret.
+    # API keys; the public id stays readable. One cut short or mistyped is most of a secret too.
     (
         re.compile(
-            r"([a-z][a-z0-9]{1,15}-[0-9A-Za-z]{12})"
+            r"(-(?<=[a-z0-9]-)[0-9A-Za-z]{12})"
             r"(?:[_-][0-9A-Za-z]{16,}(?:[_-][0-9A-Za-z]+)?|[0-9A-Za-z]{43}[_-]?[0-9A-Za-z]{6,})"
         ),
         rf"\1_{MASK}",
@@ -94,38 +93,60 @@ class Redactor:
             text = shape.sub(masked, text)
         return text
 
-    def value(self, value: object, name: str = "", depth: int = 6) -> object:
-        """Return `value` with secrets masked in it, as plain data; `name` is the member that it is of.
+    def value(self, value: object, name: str = "") -> object:
+        """Return `value` as JSON data with secrets masked in it; `name` is the member that it is of.
 
-        Numbers, booleans, times and None stay; what else is no container becomes text. Below `depth`
-        levels all is text.
+        Moments become RFC 3339 in UTC, spans seconds, what else JSON has no word for text. What is nested
+        deeper than 5 levels, or comes after the first `LONGEST` characters, becomes "…".
         """
-        if value is None:
-            return None
-        if _NAMED.search(name):
-            return MASK
-        if isinstance(value, bool | int | float | datetime | timedelta):
-            return value
-        if isinstance(value, bytes | bytearray):
-            value = bytes(value[:LONGEST]).decode("utf-8", "backslashreplace")
-        if isinstance(value, str) or depth == 0:
-            return self.brief(str(value))
-        if isinstance(value, Mapping):
-            members = ((str(key), item) for key, item in value.items())
-            return {self.brief(key): self.value(item, key, depth - 1) for key, item in members}
-        if isinstance(value, Sequence | Set):
-            items = list(value)
-            if len(items) == 2 and isinstance(items[0], str | bytes):  # may be a header: (name, value)
-                head = items[0] if isinstance(items[0], str) else items[0].decode("latin-1")
-                return [self.value(head, name, depth - 1), self.value(items[1], head, depth - 1)]
-            return [self.value(item, name, depth - 1) for item in items]
-        return self.brief(str(value))
+        return _Copy(self).of(value, name, 5)
 
     def brief(self, text: str) -> str:
         """Return `text` with secrets masked, and cut when it is longer than `LONGEST`."""
         if len(text) <= LONGEST:
             return self.text(text)
         return self.text(text[:LONGEST])[:-1024]  # the last piece may be half a secret
+
+
+class _Copy:
+    """One masked copy of one value, which may be as big and as odd as a plugin likes."""
+
+    def __init__(self, redactor: Redactor) -> None:
+        self._redactor = redactor
+        self._room = LONGEST
+
+    def of(self, value: object, name: str, depth: int) -> object:
+        self._room -= 1
+        if value is None or isinstance(value, bool):
+            return value
+        if _NAMED.search(name):
+            return MASK
+        if isinstance(value, int | float | datetime | timedelta):
+            return _scalar(value)
+        if isinstance(value, bytes | bytearray):
+            value = _text(value)
+        if isinstance(value, str) or not isinstance(value, Mapping | Sequence | Set):
+            return self._text(str(value))
+        if depth == 0 or self._room <= 0:
+            return "…"
+        if isinstance(value, Mapping):
+            members = ((str(key), item) for key, item in takewhile(self._fits, value.items()))
+            return {self._text(key): self.of(item, key, depth - 1) for key, item in members}
+        head = next(iter(value), None)
+        pair = len(value) == len(("name", "value")) and isinstance(head, str | bytes)  # may be a header
+        names = repeat("") if not pair else ("", _text(head) if isinstance(head, bytes) else str(head))
+        items = takewhile(self._fits, value)
+        return [self.of(item, name, depth - 1) for item, name in zip(items, names, strict=False)]
+
+    def _fits(self, _: object) -> bool:
+        return self._room > 0
+
+    def _text(self, text: str) -> str:
+        if self._room <= 0:
+            return "…"
+        masked = self._redactor.brief(text)
+        self._room -= len(masked)
+        return masked
 
 
 class RedactFilter(logging.Filter):
@@ -136,17 +157,35 @@ class RedactFilter(logging.Filter):
         self._redactor = redactor
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Change the record in place and let it pass."""
+        """Change the record in place and let it pass; its exception's text becomes the extra `error`."""
         record.msg = self._redactor.brief(record.getMessage())
         record.args = None
         if record.exc_info and record.exc_info[1] is not None:
             trace = "".join(traceback.format_exception(record.exc_info[1]))
             record.exc_text = self._redactor.brief(trace.rstrip("\n"))
+            record.__dict__["error"] = f"{type(record.exc_info[1]).__name__}: {record.exc_info[1]}"
         if record.stack_info:
-            record.stack_info = self._redactor.text(record.stack_info)
+            record.stack_info = self._redactor.brief(record.stack_info)
         for name in record.__dict__.keys() - ORDINARY:
             record.__dict__[name] = self._redactor.value(record.__dict__[name], name)
         return True
+
+
+def rfc3339(at: datetime) -> str:
+    """Return `at`, which must be aware, in UTC with milliseconds and a `Z`."""
+    return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _scalar(value: int | float | datetime | timedelta) -> int | float | str:
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    if isinstance(value, datetime):
+        return rfc3339(value) if value.tzinfo else value.isoformat()
+    return value if math.isfinite(value) else str(value)
+
+
+def _text(value: bytes | bytearray) -> str:
+    return bytes(value[:LONGEST]).decode("utf-8", "backslashreplace")
 
 
 REDACTOR = Redactor()

@@ -224,9 +224,8 @@ class Family:
         asyncio.get_running_loop().remove_reader(member.pidfd)
         member.kill()
         del self.members[member.pid]
-        left = kill_leftovers(
-            member.pid, self._spared()
-        )  # before it is reaped, so its number is still its own
+        # Before it is reaped: its number is still its own.
+        left = kill_leftovers(member.pid, self._spared())
         end = self._reap(member)
         self._await_leftovers(member, end, left, self.clock() + LEFTOVERS_S)
 
@@ -261,6 +260,8 @@ class Family:
                 break
             except ProcessLookupError:
                 left = kill_leftovers(member.pid, self._spared())
+            except OSError:  # no descriptor free: it was killed, that must do
+                break
         if pidfd < 0:
             if left is not None:
                 extra = {"child": member.name, "pid": member.pid, "left": left}

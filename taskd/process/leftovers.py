@@ -44,19 +44,15 @@ def kill_leftovers(dead: int, spared: Collection[int]) -> int | None:
     so that its number can't belong to somebody else; as long as a leftover keeps the session, the kernel
     keeps the number.
     """
-    dying = None
-    for kin in own_children():
-        if kin.pid == dead or kin.pid in spared or not _left_by(kin, dead, spared):
-            continue
-        if not kin.exiting:
-            with suppress(OSError):
-                os.kill(kin.pid, signal.SIGKILL)
-            if kin.group not in (dead, os.getpgrp()):  # a command with its own group: all of it at once
-                with suppress(OSError):
-                    os.killpg(kin.group, signal.SIGKILL)
-        if not _reap(kin.pid):
-            dying = kin.pid
-    return dying
+    while True:
+        left = [kin for kin in own_children() if kin.pid != dead and kin.pid not in spared]
+        left = [kin for kin in left if _left_by(kin, dead, spared)]
+        for kin in left:
+            _kill(kin, dead)
+        dying = [kin.pid for kin in left if not _reap(kin.pid)]
+        if dying or not left:
+            return dying[0] if dying else None
+        # All of them were dead at once: look again, for their children are ours now.
 
 
 def own_children() -> Iterator[Kin]:
@@ -68,7 +64,7 @@ def own_children() -> Iterator[Kin]:
 
 
 def _left_by(kin: Kin, dead: int, spared: Collection[int]) -> bool:
-    if kin.session == dead:
+    if kin.session == dead and dead not in spared:  # in it, the number belongs to a new member by now
         return True
     if kin.session in spared or kin.session == os.getsid(0):
         return False
@@ -81,6 +77,16 @@ def _left_by(kin: Kin, dead: int, spared: Collection[int]) -> bool:
     return environ.startswith(_MARK) or b"\0" + _MARK in environ
 
 
+def _kill(kin: Kin, dead: int) -> None:
+    if kin.exiting:
+        return
+    with suppress(OSError):
+        os.kill(kin.pid, signal.SIGKILL)
+    if kin.group not in (dead, os.getpgrp()):  # a command with its own group: all of it at once
+        with suppress(OSError):
+            os.killpg(kin.group, signal.SIGKILL)
+
+
 def _reap(pid: int) -> bool:
     try:
         return os.waitpid(pid, os.WNOHANG)[0] == pid
@@ -90,13 +96,12 @@ def _reap(pid: int) -> bool:
 
 def _child_pids() -> Iterator[int]:
     threads = Path("/proc/self/task")
+    if not (threads / str(os.getpid()) / "children").exists():  # a kernel without CONFIG_PROC_CHILDREN
+        yield from (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal())
+        return
     for thread in threads.iterdir():
-        try:
+        with suppress(OSError):  # the thread has ended meanwhile
             yield from map(int, (thread / "children").read_text().split())
-        except FileNotFoundError:
-            if not (threads / str(os.getpid()) / "children").exists():  # kernel without CONFIG_PROC_CHILDREN
-                yield from (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal())
-                return
 
 
 def _look(pid: int) -> Kin | None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from dataclasses import dataclass
 
 from taskd.errors import SchemaMismatch, StoreUnavailable
 from taskd.service.batch import Reads
 from taskd.store import health, nodes
+
+log = logging.getLogger("taskd.service")
 
 EVERY_S = 1.0
 WAIT_S = 2.0
@@ -18,16 +21,12 @@ OK = "ok"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ready:
-    """`"ok"` or a sentence for each; `database` and `schema` decide, `workers` informs."""
+    """`"ok"` or a sentence for each; `database` and `schema` decide whether `ready`, `workers` informs."""
 
+    ready: bool
     database: str
     schema: str
     workers: str
-
-    @property
-    def ready(self) -> bool:
-        """Whether requests can be served."""
-        return self.database == OK and self.schema == OK
 
 
 class Health:
@@ -55,20 +54,29 @@ class Health:
         try:
             facts = await self._reads.run(nodes.server_facts, until)
         except StoreUnavailable as error:
-            return Ready(database=str(error), schema=unknown, workers=unknown)
-        database = OK
+            return _away(error)
+        ready, database = True, OK
         if facts.in_recovery or facts.read_only == "on":
-            database = "the database is read-only"
-        elif not self._allow_unsafe and (found := facts.unsafe()):
-            database = f"the database can lose accepted jobs: {'; '.join(found)}"
+            ready, database = False, "the database is read-only"
+        elif found := facts.unsafe():
+            # Told even where the configuration allows it.
+            ready, database = self._allow_unsafe, f"can lose accepted jobs: {'; '.join(found)}"
         try:
             await self._reads.run(health.check_schema, until)
         except SchemaMismatch as error:
-            return Ready(database=database, schema=str(error), workers="not known: the schema is missing")
+            return Ready(ready=False, database=database, schema=str(error), workers="not known: no schema")
         except StoreUnavailable as error:
-            return Ready(database=str(error), schema=unknown, workers=unknown)
+            return _away(error)
         try:
             live = await self._reads.run(health.live_nodes, until)
         except StoreUnavailable:
-            return Ready(database=database, schema=OK, workers=unknown)
-        return Ready(database=database, schema=OK, workers=OK if live else "no worker node is live")
+            return Ready(ready=ready, database=database, schema=OK, workers=unknown)
+        workers = OK if live else "no worker node is live"
+        return Ready(ready=ready, database=database, schema=OK, workers=workers)
+
+
+def _away(error: StoreUnavailable) -> Ready:
+    log.warning("the database is not ready", extra={"error": str(error)})
+    unknown = "not known: the database does not answer"
+    # Not the driver's words: they name hosts, users and paths, and anybody may ask.
+    return Ready(ready=False, database="does not answer", schema=unknown, workers=unknown)

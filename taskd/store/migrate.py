@@ -115,7 +115,9 @@ async def check_on(conn: psycopg.AsyncConnection[Any], *, schema: str = DEFAULT_
         row = await cursor.fetchone()
         there: dict[int, str] = {}
         if row and row[0]:
-            cursor = await conn.execute(_in(schema, "select version, digest from {}.migrations order by version"))
+            cursor = await conn.execute(
+                _in(schema, "select version, digest from {}.migrations order by version")
+            )
             there = dict(await cursor.fetchall())
     state = _state(there)
     if state.edited or state.newer or state.pending:
@@ -150,7 +152,9 @@ def _compare(conn: psycopg.Connection[tuple[object, ...]], schema: str) -> Statu
     there: dict[int, str] = {}
     found = conn.execute("select to_regclass(%s) is not null", (f"{schema}.migrations",)).fetchone()
     if found and found[0]:
-        rows = conn.execute(_in(schema, "select version, digest from {}.migrations order by version")).fetchall()
+        rows = conn.execute(
+            _in(schema, "select version, digest from {}.migrations order by version")
+        ).fetchall()
         there = {int(str(version)): str(digest) for version, digest in rows}
     return _state(there)
 

@@ -91,7 +91,9 @@ class Pace:
     One for all links of a process.
     """
 
-    def __init__(self, *, clock: Callable[[], float] = time.monotonic, dice: random.Random | None = None) -> None:
+    def __init__(
+        self, *, clock: Callable[[], float] = time.monotonic, dice: random.Random | None = None
+    ) -> None:
         self._clock = clock
         self._dice = dice or random.Random()
         self._next = 0.0

@@ -33,7 +33,9 @@ def translate(error: psycopg.Error) -> BadRow | StoreUnavailable | None:
     if state is None:
         return StoreUnavailable(f"no answer from Postgres: {_first_line(error)}")
     if state in _MISSING:
-        return SchemaMismatch(f"the database has no schema for this version of taskd ({state}): run `taskd migrate`")
+        return SchemaMismatch(
+            f"the database has no schema for this version of taskd ({state}): run `taskd migrate`"
+        )
     if state.startswith(_BAD_ROW):
         return BadRow(_first_line(error), sqlstate=state)
     if state.startswith(("08", "25", "28", "3D", "40", "53", "55", "57", "58", "XX", "42501")):

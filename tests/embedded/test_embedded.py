@@ -22,7 +22,7 @@ from taskd.embedded import (
     system_servers,
     wheel_servers,
 )
-from tests.postgres import FAST, scratch_folder
+from tests.postgres import FAST, crash, scratch_folder
 
 AS_ROOT = os.geteuid() == 0
 only_as_root = pytest.mark.skipif(not AS_ROOT, reason="only root can drop to another account")
@@ -138,10 +138,9 @@ def test_data_is_there_after_the_server_was_killed(home: Path) -> None:
     with EmbeddedPG(home, prefer="wheel") as server:
         with psycopg.connect(server.url(), autocommit=True) as connection:
             connection.execute("create table kept as select 7 as n")
-            killed = server.pid
-            assert killed is not None
-            os.kill(killed, signal.SIGKILL)
+        killed = server.pid
 
+        crash(server)
         server.start()
 
         assert server.pid != killed

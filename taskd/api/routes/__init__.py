@@ -1,1 +1,1 @@
-"""The routes of the HTTP API, one noun a file."""
+"""The routes, one noun a file: each reads the request, calls one service function, shows the answer."""

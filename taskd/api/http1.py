@@ -1,0 +1,405 @@
+"""HTTP/1.1 on one connection: Sanic's protocol with a strict reader and our own answers.
+
+Sanic gives the server, the flow control, the request object and the router. What it would answer by
+itself (text, another status, or nothing) is replaced here, so that every answer has the JSON form and
+the same headers, and every request has a deadline that no dripping client can move (FACTS M8, M9).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from http import HTTPStatus
+from typing import Any, Protocol
+
+from sanic.compat import Header
+from sanic.exceptions import SanicException
+from sanic.http import Http
+from sanic.http.constants import Stage
+from sanic.request import Request
+from sanic.server.protocols.http_protocol import HttpProtocol
+
+from taskd.api import answers
+from taskd.api.answers import Answer
+from taskd.api.head import MAX_HEAD, Head, read_head
+from taskd.errors import Refused
+
+log = logging.getLogger("taskd.api")
+
+LINGER_S = 2.0
+"""How long what a client still sends is thrown away after an early answer, so that it can read it."""
+LINGER_BYTES = 64 << 20
+SMALL = 64 << 10
+"""An unread rest of a body up to this size is read to keep the connection; a larger one ends it."""
+
+_HIGH_WATER = 64 << 10
+_CHUNK = re.compile(rb"([0-9a-fA-F]{1,16})(?:[ \t]*;[^\r\n]{0,64})?")
+_REASONS = {status.value: status.phrase for status in HTTPStatus}
+
+
+class Ended(Exception):
+    """The connection is over: there is nobody to answer."""
+
+
+class Handler(Protocol):
+    """What answers requests; it never raises but for cancellation."""
+
+    request_timeout_s: float
+    hsts: bool
+
+    def request_id(self) -> str:
+        """Return a new id for a request or an answer without one."""
+        ...
+
+    async def handle(self, request: DoorRequest) -> Answer:
+        """Answer one request."""
+        ...
+
+
+class DoorRequest(Request):  # type: ignore[type-arg]
+    """One request with what the checks at the door found out about it."""
+
+    __slots__ = ("answer_by", "door_id", "extra", "started_at")
+
+    door_id: str
+    """Its `X-Request-Id`."""
+    started_at: float
+    """When its first byte was seen, by the loop's clock."""
+    answer_by: float
+    """Until when the database may take, by the loop's clock."""
+    extra: list[tuple[str, str]]
+    """Headers that its answer gets, whatever the answer is."""
+
+
+class DoorHttp(Http):
+    """Reads requests of one connection and writes their answers, one after the other."""
+
+    __slots__ = ("head",)
+
+    protocol: DoorProtocol
+    request: DoorRequest | None
+    head: Head | None
+
+    async def http1(self) -> None:
+        """Serve requests until the connection ends."""
+        protocol = self.protocol
+        handler: Handler = protocol.app.ctx.door
+        while self.keep_alive and self.stage is Stage.IDLE:
+            self.init_for_request()
+            self.head = None
+            if not self.recv_buffer:
+                protocol.since = None
+                await protocol.receive_more()
+            if protocol.since is None:
+                protocol.since = protocol.loop.time()
+            self.stage = Stage.REQUEST
+            request: DoorRequest | None = None
+            try:
+                request = self.request = await self._read_request(handler)
+                self.stage = Stage.HANDLER
+                answer = await handler.handle(request)
+            except (Refused, SanicException) as refused:
+                answer = answers.error(_refused(refused), handler.request_id())
+                answer.close = True
+                self.stage = Stage.HANDLER
+            await self._write(answer, request, handler)
+
+    async def _read_request(self, handler: Handler) -> DoorRequest:
+        protocol, buffer = self.protocol, self.recv_buffer
+        start = 0
+        while True:
+            while buffer[:2] == b"\r\n":  # RFC 9112, 2.2: empty lines before a request are skipped
+                del buffer[:2]
+            end = buffer.find(b"\r\n\r\n", start)
+            if end >= 0 and end <= MAX_HEAD:
+                break
+            if end > MAX_HEAD or len(buffer) > MAX_HEAD + 3:
+                raise Refused("too_large", f"request line and headers are larger than {MAX_HEAD} bytes")
+            start = max(0, len(buffer) - 3)
+            await protocol.receive_more()
+        raw = bytes(buffer[:end])
+        del buffer[: end + 4]
+        self.head = head = read_head(raw)
+        self.keep_alive = head.keep_alive
+        self.head_only = head.method == "HEAD"
+        self.request_max_size = protocol.request_max_size
+        self.expecting_continue = head.waits
+        self.request_bytes = self.request_bytes_left = head.length or 0
+        self.request_body = "chunked" if head.chunked else bool(head.length) or None
+        request = DoorRequest(
+            url_bytes=head.target.encode("ascii"),
+            headers=Header(head.headers),
+            version=f"1.{head.minor}",
+            method=head.method,
+            transport=protocol.transport,
+            app=protocol.app,
+            head=raw,
+        )
+        request.stream = self
+        request.conn_info = protocol.conn_info
+        request.door_id = handler.request_id()
+        request.started_at = protocol.loop.time() if protocol.since is None else protocol.since
+        request.extra = []
+        return request
+
+    @property
+    def arrived(self) -> bool:
+        """Whether the whole body is in the buffer already, or there is none."""
+        if not self.request_body:
+            return True
+        return self.request_body is True and len(self.recv_buffer) >= self.request_bytes_left
+
+    async def read_body(self, most: int) -> bytes:
+        """Return the whole body.
+
+        Raises:
+            Refused: `too_large` as soon as it is known to be longer than `most`; `bad_request` for a
+                broken chunk; `request_timeout`.
+        """
+        if not self.request_body:
+            return b""
+        if self.request_body is True:
+            if self.request_bytes_left > most:
+                raise _too_large(most)
+            await self._go_on()
+            return await self._take(self.request_bytes_left, done=True)
+        parts: list[bytes] = []
+        total = 0
+        await self._go_on()
+        while size := await self._chunk_size():
+            total += size
+            if total > most:
+                raise _too_large(most)
+            parts.append(await self._take(size))
+            if await self._line(0) != b"":
+                raise self._broken()
+        if await self._line(0) != b"":  # a trailer: nobody needs one, and it may be a smuggled request
+            raise self._broken()
+        self.request_body = None
+        return b"".join(parts)
+
+    async def _go_on(self) -> None:
+        if self.expecting_continue:
+            self.expecting_continue = False
+            if not self.recv_buffer:
+                await self.protocol.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    async def _take(self, size: int, *, done: bool = False) -> bytes:
+        buffer = self.recv_buffer
+        if len(buffer) < size and size > _HIGH_WATER:
+            parts = []
+            left = size
+            while left:
+                if not buffer:
+                    await self.protocol.receive_more()
+                parts.append(bytes(buffer[:left]))
+                del buffer[: len(parts[-1])]
+                left -= len(parts[-1])
+            data = b"".join(parts)
+        else:
+            while len(buffer) < size:
+                await self.protocol.receive_more()
+            data = bytes(buffer[:size])
+            del buffer[:size]
+        if done:
+            self.request_body, self.request_bytes_left = None, 0
+        return data
+
+    async def _chunk_size(self) -> int:
+        match = _CHUNK.fullmatch(await self._line(100))
+        if match is None:
+            raise self._broken()
+        return int(match[1], 16)
+
+    async def _line(self, most: int) -> bytes:
+        """Return the line that comes next, without its end; one longer than `most` bytes is broken."""
+        buffer = self.recv_buffer
+        while (end := buffer.find(b"\r\n", 0, most + 2)) < 0:
+            if len(buffer) >= most + 2:
+                raise self._broken()
+            await self.protocol.receive_more()
+        line = bytes(buffer[:end])
+        del buffer[: end + 2]
+        return line
+
+    def _broken(self) -> Refused:
+        self.keep_alive = False
+        return Refused("bad_request", "the body's chunks are broken")
+
+    async def _write(self, answer: Answer, request: DoorRequest | None, handler: Handler) -> None:
+        rest = self.request_body
+        small = rest is True and self.request_bytes_left <= SMALL and not self.expecting_continue
+        if answer.close or rest and not small or self.protocol.ended:
+            self.keep_alive = False
+        request_id = handler.request_id() if request is None else request.door_id
+        lines = [
+            f"HTTP/1.1 {answer.status} {_REASONS.get(answer.status, '')}",
+            f"X-Request-Id: {request_id}",
+            "Cache-Control: no-store",
+            "X-Content-Type-Options: nosniff",
+            f"Connection: {'keep-alive' if self.keep_alive else 'close'}",
+        ]
+        if answer.status != 204:
+            lines.append(f"Content-Type: {answers.JSON}")
+            lines.append(f"Content-Length: {len(answer.body)}")
+        if handler.hsts:
+            lines.append("Strict-Transport-Security: max-age=31536000")
+        lines += [f"{name}: {value}" for name, value in answer.headers]
+        if request is not None:
+            lines += [f"{name}: {value}" for name, value in request.extra]
+        head = "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n"
+        await self.protocol.send(head if self.head_only else head + answer.body)
+        self.stage = Stage.IDLE
+        if rest and self.keep_alive:
+            try:
+                await self._take(self.request_bytes_left, done=True)
+            except Refused:
+                self.keep_alive = False
+        elif rest or (request is None and not self.protocol.ended):
+            await self.protocol.linger()
+
+
+class DoorProtocol(HttpProtocol):
+    """One connection, with a deadline for each request that `look` enforces."""
+
+    HTTP_CLASS = DoorHttp
+    __slots__ = ("cut", "discarded", "ended", "paused", "since")
+
+    app: Any
+    _http: DoorHttp | None
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.since: float | None = None
+        """When the first byte of the request under way was seen; None while none is."""
+        self.cut = False
+        """Whether the request's time is over."""
+        self.ended = False
+        """Whether the client sends no more."""
+        self.paused = False
+        self.discarded = -1
+        """Bytes thrown away; -1 while they are kept."""
+
+    def connection_made(self, transport: Any) -> None:
+        """Take the connection, or refuse it when there are too many."""
+        super().connection_made(transport)
+        self._time = self.loop.time()
+
+    async def connection_task(self) -> None:
+        """Serve the connection; whatever happens, it ends closed and logged."""
+        try:
+            self._http = DoorHttp(self)
+            await self._http.http1()
+        except (asyncio.CancelledError, Ended):
+            pass
+        except Exception:  # an edge: a defect must not be lost with its connection
+            log.exception("connection failed")
+        finally:
+            self._http = None
+            self._task = None
+            self.close()
+
+    async def send(self, data: bytes) -> None:
+        """Write, once the client has read enough of what was written before."""
+        if not self._can_write.is_set():
+            await self._can_write.wait()
+        if self.transport is None or self.transport.is_closing():
+            raise Ended
+        self.transport.write(data)
+        self._time = self.loop.time()
+
+    async def receive_more(self) -> None:
+        """Return when there is more in the buffer.
+
+        Raises:
+            Ended: the client is gone, and no request is under way.
+            Refused: `request_timeout`, or `bad_request` when the client ended its request halfway.
+        """
+        if self.cut:
+            raise Refused("request_timeout", "the request did not arrive in time")
+        if not self.ended:
+            if self.paused and self.transport is not None:
+                self.paused = False
+                self.transport.resume_reading()
+            size = len(self.recv_buffer)
+            self._data_received.clear()
+            await self._data_received.wait()
+            if self.cut:
+                raise Refused("request_timeout", "the request did not arrive in time")
+            if len(self.recv_buffer) > size:
+                return
+        if self.since is None:
+            raise Ended
+        raise Refused("bad_request", "the request ends before it is complete")
+
+    async def linger(self) -> None:
+        """Say that nothing more comes from here, and throw away what the client still sends for a while.
+
+        A socket that is closed with unread bytes resets the connection, and the answer is lost with it.
+        """
+        if self.transport is None or self.transport.is_closing() or not self.transport.can_write_eof():
+            return
+        self.discarded = 0
+        self.recv_buffer.clear()
+        self.transport.write_eof()
+        if self.paused:
+            self.paused = False
+            self.transport.resume_reading()
+        if not self.ended:
+            self._data_received.clear()
+            try:
+                await asyncio.wait_for(self._data_received.wait(), LINGER_S)
+            except TimeoutError:
+                pass
+
+    def data_received(self, data: bytes) -> None:
+        """Keep what came, up to a bound beyond which the socket is not read."""
+        if self.discarded >= 0:
+            self.discarded += len(data)
+            if self.discarded > LINGER_BYTES:
+                self._data_received.set()
+            return
+        buffer = self.recv_buffer
+        if not buffer and self.since is None:
+            self.since = self.loop.time()
+        buffer += data
+        if len(buffer) >= _HIGH_WATER and self.transport is not None:
+            self.paused = True
+            self.transport.pause_reading()
+        self._data_received.set()
+
+    def eof_received(self) -> bool:
+        """Let a request that is under way be answered: its client may only have closed its half."""
+        self.ended = True
+        self._data_received.set()
+        return self.since is not None and self.transport is not None and self.transport.can_write_eof()
+
+    def look(self, now: float, request_timeout_s: float) -> None:
+        """Enforce the deadlines; called about twice a second."""
+        http = self._http if hasattr(self, "_http") else None
+        if http is None or self.transport is None:
+            return
+        if not self._can_write.is_set():
+            if now - self._time > request_timeout_s:  # it does not read its answers
+                self.abort()
+        elif http.stage is Stage.IDLE and self.since is None:
+            if now - self._time > self.keep_alive_timeout:
+                self.close()
+        elif self.since is not None and now - self.since > request_timeout_s and (
+            http.stage is Stage.REQUEST or http.request_body or http.stage is Stage.IDLE
+        ):
+            if self.cut and now - self.since > 2 * request_timeout_s:
+                self.abort()
+            self.cut = True
+            self._data_received.set()
+
+
+def _too_large(most: int) -> Refused:
+    return Refused("too_large", f"the body is larger than {most} bytes")
+
+
+def _refused(problem: Exception) -> Refused:
+    if isinstance(problem, Refused):
+        return problem
+    return Refused("bad_request", "the request line is malformed")

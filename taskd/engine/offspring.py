@@ -1,0 +1,78 @@
+"""Jobs that a job made with `ctx.submit()`: stored in the transaction of its completion, or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from taskd.errors import Refused
+from taskd.model import payload
+from taskd.model.job import NewJob, new_id
+from taskd.model.jobtype import TypeInfo
+from taskd.model.submit import new_job, read_submit
+from taskd.store import jobs, leases, types
+from taskd.store.leases import Claimed, Completion
+from taskd.store.pool import Connection
+
+
+@dataclass(frozen=True, slots=True)
+class Parent:
+    """A completion with what it brings along: submit bodies as JSON text, for its own client."""
+
+    completion: Completion
+    job: Claimed
+    bodies: Sequence[bytes]
+
+
+class Nursery:
+    """Makes jobs of submit bodies; the defaults come from this node's types, else from the published ones."""
+
+    def __init__(
+        self, infos: Mapping[str, TypeInfo], *, now: Callable[[], datetime], dice: Callable[[int], bytes]
+    ) -> None:
+        self._infos = infos
+        self._now = now
+        self._dice = dice
+
+    async def settle(self, conn: Connection, *, node: int, parent: Parent, limited: Sequence[str]) -> bool:
+        """Store the completion and its jobs in one transaction; False when the claim is over.
+
+        Raises:
+            Refused: a job can't be made (unknown type, a timeout longer than its type's); nothing was
+                stored, and the run has failed.
+            StoreUnavailable: no answer came.
+        """
+        made = await self._make(conn, parent)
+        async with conn.transaction():
+            done = await leases.settle_completed(
+                conn, node=node, verdicts=[parent.completion], limited=limited
+            )
+            if done:
+                await jobs.insert(conn, made)
+        return bool(done)
+
+    async def _make(self, conn: Connection, parent: Parent) -> list[NewJob]:
+        now = self._now()
+        client = UUID(parent.job.client)
+        published: dict[str, TypeInfo] | None = None
+        made = []
+        for body in parent.bodies:
+            members = payload.parse(body)
+            ask = read_submit(members, now=now)
+            info = self._infos.get(ask.type)
+            if info is None:
+                if published is None:
+                    published = {
+                        one.info.name: one.info for one in await types.known(conn) if not one.retired
+                    }
+                info = published.get(ask.type)
+            if info is None:
+                raise Refused.field(
+                    "unknown_type", "type", f"no node has ever served the job type {ask.type}"
+                )
+            text = payload.payload_text(body, members["payload"])
+            job_id = new_id(int(now.timestamp() * 1000), self._dice(10))
+            made.append(new_job(ask, info, text, id=job_id, client=client))
+        return made
