@@ -128,7 +128,7 @@ _FINISHED = """
 
 # Verdicts travel as one jsonb object keyed by id and are looked up, not joined: with `unnest(..) as v` the
 # planner expects one row on the other side and may choose a nested loop of 500 x 500 (seen:
-# 2 ms became 30 to 58 ms), which would compare plans instead of layouts.
+# 4 ms became 32 to 58 ms), which would compare plans instead of layouts.
 
 
 def _one(fillfactor: int, *, lean: bool) -> Layout:
@@ -294,7 +294,9 @@ class Floors:
         """Advance by the horizon, at most every `RENEW_S`.
 
         A mark seen when the next transaction id was X becomes the floor once every id below X has ended:
-        whoever might still have committed a row below the mark has by then done so and been seen.
+        whoever might still have committed a row below the mark has by then done so. Enough for a benchmark
+        with one claimer, not for the product: rows that another claim held locked and then rolled back
+        stay behind.
         """
         if time.monotonic() < self._next_s:
             return
@@ -406,7 +408,7 @@ def json_of(size: int) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """How much is measured. The defaults take about twelve minutes on two cores."""
+    """How much is measured. The defaults take about ten minutes on two cores."""
 
     rounds: int = 3
     jobs: int = 40_000

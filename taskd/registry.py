@@ -97,7 +97,8 @@ def merge(described: Sequence[Answer], changes: Mapping[str, Mapping[str, object
         handler = str(change.get("handler", name))
         if handler not in declared:
             raise PluginError(
-                f"job_types.{name}: no plugin has a job type {handler}; known are {', '.join(sorted(declared))}"
+                f"job_types.{name}: no plugin has a job type {handler}; "
+                f"known are {', '.join(sorted(declared))}"
             )
         members = {key: value for key, value in change.items() if key not in ("handler", "retry")}
         retry = change.get("retry")

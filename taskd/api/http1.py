@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, Protocol
 
@@ -45,8 +46,8 @@ class Ended(Exception):
 class Handler(Protocol):
     """What answers requests; it never raises but for cancellation."""
 
-    request_timeout_s: float
     hsts: bool
+    max_connections: int
 
     def request_id(self) -> str:
         """Return a new id for a request or an answer without one."""
@@ -89,9 +90,8 @@ class DoorHttp(Http):
             self.init_for_request()
             self.head = None
             if not self.recv_buffer:
-                protocol.since = None
                 await protocol.receive_more()
-            if protocol.since is None:
+            if protocol.since is None:  # a request that came together with the one before
                 protocol.since = protocol.loop.time()
             self.stage = Stage.REQUEST
             request: DoorRequest | None = None
@@ -258,13 +258,14 @@ class DoorHttp(Http):
                 self.keep_alive = False
         elif rest or (request is None and not self.protocol.ended):
             await self.protocol.linger()
+        self.protocol.since = None
 
 
 class DoorProtocol(HttpProtocol):
     """One connection, with a deadline for each request that `look` enforces."""
 
     HTTP_CLASS = DoorHttp
-    __slots__ = ("cut", "discarded", "ended", "paused", "since")
+    __slots__ = ("cut", "discarded", "ended", "on_end", "paused", "since")
 
     app: Any
     _http: DoorHttp | None
@@ -277,14 +278,25 @@ class DoorProtocol(HttpProtocol):
         """Whether the request's time is over."""
         self.ended = False
         """Whether the client sends no more."""
+        self.on_end: Callable[[], object] | None = None
+        """Called when the client sends no more, or is gone: whoever holds an answer back lets it go."""
         self.paused = False
         self.discarded = -1
         """Bytes thrown away; -1 while they are kept."""
 
     def connection_made(self, transport: Any) -> None:
         """Take the connection, or refuse it when there are too many."""
+        handler: Handler = self.app.ctx.door
+        if len(self.connections) >= handler.max_connections:
+            transport.abort()
+            return
         super().connection_made(transport)
         self._time = self.loop.time()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End what runs for the connection."""
+        if self.conn_info is not None:  # None: refused at once
+            super().connection_lost(exc)
 
     async def connection_task(self) -> None:
         """Serve the connection; whatever happens, it ends closed and logged."""
@@ -373,6 +385,8 @@ class DoorProtocol(HttpProtocol):
         """Let a request that is under way be answered: its client may only have closed its half."""
         self.ended = True
         self._data_received.set()
+        if self.on_end is not None:
+            self.on_end()
         return self.since is not None and self.transport is not None and self.transport.can_write_eof()
 
     def look(self, now: float, request_timeout_s: float) -> None:

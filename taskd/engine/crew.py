@@ -241,7 +241,7 @@ class Crew:
 
     def _set_up(self, child: Child) -> None:
         group = child.group
-        types = [name for name in group.types]
+        types = group.types
         plugins: list[wire.Plugin] = []
         for name in types:
             if self._settings.plugins[name] not in plugins:
@@ -279,7 +279,6 @@ class Crew:
             self._set_up(child)
         child.member = member
         assert member.pipe is not None
-        self._family.log.debug("child started", extra={"child": member.name, "pool": group.pool})
         task = asyncio.get_running_loop().create_task(self._connect(child, member))
         task.add_done_callback(lambda done: done.cancelled() or done.exception())
 

@@ -23,7 +23,7 @@ from taskd.obs.metrics import Metrics
 from taskd.store import jobs, leases, nodes
 from taskd.store.jobs import Retention
 from taskd.store.listen import Ears
-from taskd.store.pool import Link
+from taskd.store.pool import Connection, Link
 
 CHECK_S = 1.0
 """How often the floors of lanes are checked while jobs flow."""
@@ -233,9 +233,13 @@ class Heart:
         until = time.monotonic() + PRUNE_BUDGET_S
         oldest_ms = round((time.time() - keep.shortest.total_seconds()) * 1000)
         before = new_id(max(0, oldest_ms), bytes(10))
+
+        async def step(conn: Connection) -> UUID | None:
+            _, reached = await jobs.prune(conn, keep, after=self._prune_after, before=before)
+            return reached
+
         while time.monotonic() < until:
-            after = self._prune_after
-            _, reached = await self._link.run(lambda conn: jobs.prune(conn, keep, after=after, before=before))
+            reached = await self._link.run(step)
             self._prune_after = _FIRST_ID if reached is None else reached
             if reached is None:
                 await self._link.run(lambda conn: nodes.forget(conn, age=NODE_AGE))

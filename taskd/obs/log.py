@@ -75,7 +75,7 @@ class LineHandler(logging.Handler):
     def __init__(self, stream: TextIO, render: Callable[[Fields], str]) -> None:
         """`render` makes the line of a record's fields."""
         super().__init__()
-        self.writer = Writer(stream)
+        self.writer = Writer(stream, self._dropped_line)
         self._render = render
 
     def handle(self, record: logging.LogRecord) -> bool:
@@ -100,6 +100,12 @@ class LineHandler(logging.Handler):
         """Write what waits, for up to a second, and end the writing thread."""
         self.writer.close(1.0)
         super().close()
+
+    def _dropped_line(self, lines: int) -> str:
+        record = logging.makeLogRecord(
+            {"name": __name__, "levelname": "WARNING", "msg": "log lines were dropped"}
+        )
+        return self._render({**_head(record), "lines": lines})
 
 
 def fields_of(record: logging.LogRecord) -> Fields:

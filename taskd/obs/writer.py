@@ -7,10 +7,10 @@ again.
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 from collections import deque
+from collections.abc import Callable
 from typing import TextIO
 
 MAX_WAITING = 2 * 1024 * 1024
@@ -20,10 +20,12 @@ MAX_WAITING = 2 * 1024 * 1024
 class Writer:
     """A bounded queue of lines and the thread that writes them. `write` may be called by any thread."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, dropped_line: Callable[[int], str]) -> None:
+        """`dropped_line` makes the line that tells how many were dropped."""
         self.dropped = 0
         """Lines that were given up since the start."""
         self._stream = stream
+        self._dropped_line = dropped_line
         # Written to past the stream's buffer, whose lock would be held by a thread that hangs, and which
         # Python wants to flush at its end; a duplicate, so that the number can't become somebody else's.
         self._fd = _duplicate(stream)
@@ -64,9 +66,7 @@ class Writer:
         while batch := self._take():
             lost = self.dropped - self._told
             if lost:
-                batch.append(
-                    json.dumps({"level": "warning", "event": "log lines were dropped", "lines": lost})
-                )
+                batch.append(self._dropped_line(lost))
             try:
                 self._put("\n".join(batch) + "\n")
                 self._told += lost

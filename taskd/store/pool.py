@@ -12,6 +12,7 @@ import random
 import socket
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -227,8 +228,5 @@ def shut(conn: Connection) -> None:
         twin = socket.socket(fileno=os.dup(conn.fileno()))
     except (psycopg.Error, OSError):
         return
-    with twin:
-        try:
-            twin.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass
+    with twin, suppress(OSError):
+        twin.shutdown(socket.SHUT_RDWR)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 
+import msgspec
 import pytest
 
 from taskd.child.outbox import MAX_LINE
@@ -30,7 +31,7 @@ def test_a_job_is_started_then_finished(child: Child) -> None:
 
     finished = child.finished(run)
 
-    assert (finished.outcome, finished.started, finished.result) == ("completed", True, b"null")
+    assert (finished.outcome, finished.started, bytes(finished.result)) == ("completed", True, b"null")
     assert child.seen.index(Started(run)) < child.seen.index(finished)
 
 
@@ -172,7 +173,7 @@ def test_a_secret_member_is_masked_in_errors_and_lines(child: Child) -> None:
 
 
 def test_the_context_tells_about_the_job(child: Child) -> None:
-    import msgspec
+
 
     finished = child.run("context", attempt=2, max_attempts=7, job_id="0190", timeout_s=30.0)
 
@@ -336,7 +337,7 @@ def test_starts_and_cancels_in_any_mix_are_each_answered_once(child: Child) -> N
 
 def test_a_stop_lets_running_jobs_end_and_drops_the_others() -> None:
     with Child(HOSTILE, ["wait", "noop"], slots=1) as child:
-        running = child.start("finish_anyway" if False else "wait", timeout_s=0.2)
+        running = child.start("wait", timeout_s=0.2)
         child.progress(running)
         waiting = child.start_many([("noop", {}), ("noop", {})], more=[Stop()])
 

@@ -1,0 +1,110 @@
+"""What a route is, and what its function is handed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from urllib.parse import parse_qsl, unquote
+
+from taskd.api.answers import Answer
+from taskd.api.http1 import DoorHttp, DoorRequest
+from taskd.errors import Refused
+from taskd.service.health import Health
+from taskd.service.jobs import Jobs
+from taskd.service.keys import Actor, Key, Keys
+
+MAX_PARAMETERS = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    """What the routes may ask. `now` is the wall clock in UTC."""
+
+    jobs: Jobs
+    keys: Keys
+    health: Health
+    max_wait_s: float
+    now: Callable[[], datetime]
+
+
+@dataclass(slots=True)
+class Call:
+    """One request that passed the checks of its route. `key` is set where the route has a scope."""
+
+    request: DoorRequest
+    services: Services
+    parts: Mapping[str, str]
+    """The named parts of the path, as they stand in it."""
+    address: str
+    key: Key | None = None
+    body: bytes = b""
+
+    @property
+    def until(self) -> float:
+        """Until when the database may take, by the loop's clock."""
+        return self.request.answer_by
+
+    @property
+    def client_key(self) -> Key:
+        """The key of a route that has a scope."""
+        assert self.key is not None
+        return self.key
+
+    @property
+    def operator(self) -> Actor:
+        """Who asks on an admin route."""
+        return Actor(name="admin", address=self.address, request_id=self.request.door_id)
+
+    def part(self, name: str) -> str:
+        """Return a named part of the path, decoded; half a character becomes U+FFFD, which no name has."""
+        return unquote(self.parts[name], errors="replace")
+
+    def query(self) -> dict[str, str]:
+        """Return the parameters after the `?`.
+
+        Raises:
+            Refused: `invalid_field` for one that stands there twice, `bad_request` for what is no query.
+        """
+        text = self.request.raw_url.partition(b"?")[2].decode("ascii")
+        if not text:
+            return {}
+        try:
+            pairs = parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=MAX_PARAMETERS)
+        except ValueError:
+            raise Refused("bad_request", "the query is malformed") from None
+        found: dict[str, str] = {}
+        for name, value in pairs:
+            if name in found:
+                raise Refused.field("invalid_field", name[:64], "stands there twice")
+            found[name] = value
+        return found
+
+    async def hold(self, waiting: Awaitable[None]) -> None:
+        """Await `waiting`, but no longer than the client is there."""
+        task = asyncio.ensure_future(waiting)
+        stream = self.request.stream
+        assert isinstance(stream, DoorHttp)
+        stream.protocol.on_end = task.cancel
+        try:
+            if not stream.protocol.ended:
+                await asyncio.wait({task})
+        finally:
+            stream.protocol.on_end = None
+            task.cancel()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """One row of SPEC part 3. A route has a `scope` (and then a rate limit), or is `admin`, or open."""
+
+    method: str
+    path: str
+    """With named parts like `<id:str>`."""
+    run: Callable[[Call], Awaitable[Answer]]
+    scope: str | None = None
+    admin: bool = False
+    body: bool = False
+    """Whether it takes a JSON body."""
+

@@ -1,0 +1,104 @@
+"""The rate limit of each key, exact over all processes and hosts.
+
+One statement at a time takes tokens for all requests of all keys that wait. A key whose bucket is empty
+is refused from memory until a token is due: a client that floods costs no statement.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from uuid import UUID
+
+from taskd.api.http1 import DoorRequest
+from taskd.errors import Refused, StoreUnavailable
+from taskd.model.bucket import Taken
+from taskd.service.batch import Batches, Ticket, pause, until_ready
+from taskd.service.keys import Key
+from taskd.store import limits
+from taskd.store.limits import Want
+from taskd.store.pool import Link
+
+MOST_SHUT = 100_000
+"""Keys whose empty bucket is remembered; they leave when a token is due."""
+
+
+class Throttle:
+    """Takes tokens for requests. Owned by one event loop."""
+
+    def __init__(self, link: Link) -> None:
+        self._shut: dict[UUID, tuple[float, float]] = {}
+        self._batches: Batches[Want, Taken] = Batches([link], self._take)
+
+    async def take(self, key: Key, request: DoorRequest, until: float, tokens: int = 1) -> None:
+        """Return when the request has its tokens; its answer then tells the state of the limit.
+
+        Raises:
+            Refused: `rate_limited`.
+            StoreUnavailable: no answer until `until`, by the loop's clock.
+        """
+        loop = asyncio.get_running_loop()
+        shut = self._shut.get(key.id)
+        if shut is not None:
+            if shut[0] > loop.time():
+                raise _refusal(key, request, shut[0] - loop.time(), shut[1] - loop.time())
+            del self._shut[key.id]
+        taken = await self._batches.ask(Want(key.id, key.limit, tokens, tokens), until)
+        reset_s = taken.reset_us / 1e6
+        if not taken.granted:
+            wait_s = (taken.wait_us or 0) / 1e6
+            if tokens == 1 and len(self._shut) < MOST_SHUT:
+                self._shut[key.id] = (loop.time() + wait_s, loop.time() + reset_s)
+            raise _refusal(key, request, wait_s, reset_s)
+        _tell(key, request, taken.remaining, reset_s)
+
+    async def _take(self, link: Link, batch: list[Ticket[Want, Taken]]) -> None:
+        """Ask once for all tokens of a key, and hand them out in the order of the requests."""
+        until = max(ticket.until for ticket in batch)
+        singles: dict[Want, list[Ticket[Want, Taken]]] = {}
+        groups: list[tuple[Want, list[Ticket[Want, Taken]]]] = []
+        for ticket in batch:
+            if ticket.question.want == 1:
+                singles.setdefault(ticket.question, []).append(ticket)
+            else:
+                groups.append((ticket.question, [ticket]))
+        for want, tickets in singles.items():
+            groups.append((Want(want.key, want.limit, len(tickets), 1), tickets))
+        wants = [want for want, _ in groups]
+        tries = 0
+        while True:
+            tries += 1
+            try:
+                await until_ready(link, until)
+                left_s = max(0.05, until - asyncio.get_running_loop().time())
+                answers = await link.run(lambda conn: limits.take(conn, wants), deadline_s=left_s)
+                break
+            except StoreUnavailable as error:
+                if all(ticket.answer.done() for ticket in batch):
+                    return
+                await pause(link, tries, until, error)
+        for (want, tickets), taken in zip(groups, answers, strict=True):
+            if want.least > 1 or len(tickets) == 1:
+                tickets[0].tell(taken)
+                continue
+            for place, ticket in enumerate(tickets):
+                granted = int(place < taken.granted)
+                remaining = taken.remaining + max(0, taken.granted - place - 1)
+                ticket.tell(Taken(granted, remaining, taken.wait_us, taken.reset_us))
+
+
+def _refusal(key: Key, request: DoorRequest, wait_s: float, reset_s: float) -> Refused:
+    _tell(key, request, 0, reset_s)
+    after = str(max(1, -int(-wait_s // 1)))
+    return Refused(
+        "rate_limited",
+        f"more requests than this key may make; try again in {after} s",
+        headers={"Retry-After": after},
+    )
+
+
+def _tell(key: Key, request: DoorRequest, remaining: int, reset_s: float) -> None:
+    request.extra += [
+        ("RateLimit-Limit", str(key.limit.burst)),
+        ("RateLimit-Remaining", str(remaining)),
+        ("RateLimit-Reset", str(-int(-reset_s // 1))),
+    ]
