@@ -232,4 +232,6 @@ def ready(state: Ready) -> Answer:
         "message": "ready" if state.ready else "not ready",
         "checks": {"database": state.database, "schema": state.schema, "workers": state.workers},
     }
-    return ok(members, status=200 if state.ready else 503, headers=() if state.ready else [("Retry-After", "2")])
+    return ok(
+        members, status=200 if state.ready else 503, headers=() if state.ready else [("Retry-After", "2")]
+    )

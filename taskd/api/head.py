@@ -58,7 +58,9 @@ def read_head(head: bytes) -> Head:
     for line in lines:
         name, colon, value = line.partition(b":")
         if not colon or not _NAME.fullmatch(name):
-            raise _bad("a header line is folded" if line[:1] in (b" ", b"\t") else "a header name is malformed")
+            raise _bad(
+                "a header line is folded" if line[:1] in (b" ", b"\t") else "a header name is malformed"
+            )
         value = value.strip(b" \t")
         if _UNSAFE.search(value):
             raise _bad("a header value has a control character")

@@ -230,7 +230,7 @@ class DoorHttp(Http):
     async def _write(self, answer: Answer, request: DoorRequest | None, handler: Handler) -> None:
         rest = self.request_body
         small = rest is True and self.request_bytes_left <= SMALL and not self.expecting_continue
-        if answer.close or rest and not small or self.protocol.ended:
+        if answer.close or (rest and not small) or self.protocol.ended:
             self.keep_alive = False
         request_id = handler.request_id() if request is None else request.door_id
         lines = [
@@ -400,8 +400,10 @@ class DoorProtocol(HttpProtocol):
         elif http.stage is Stage.IDLE and self.since is None:
             if now - self._time > self.keep_alive_timeout:
                 self.close()
-        elif self.since is not None and now - self.since > request_timeout_s and (
-            http.stage is Stage.REQUEST or http.request_body or http.stage is Stage.IDLE
+        elif (
+            self.since is not None
+            and now - self.since > request_timeout_s
+            and (http.stage is Stage.REQUEST or http.request_body or http.stage is Stage.IDLE)
         ):
             if self.cut and now - self.since > 2 * request_timeout_s:
                 self.abort()

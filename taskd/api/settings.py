@@ -75,7 +75,9 @@ def settings_of(tree: Tree, *, file: str, database_url: str | None = None) -> Ap
     url = database_url if database_url is not None else None if given is None else given.value
     problems = []
     if url is None:
-        problems.append(Problem(0, "database.url", "is missing: set url, url_file or url_env, or use `taskd up`"))
+        problems.append(
+            Problem(0, "database.url", "is missing: set url, url_file or url_env, or use `taskd up`")
+        )
     if not tree.admin.tokens:
         problems.append(Problem(0, "admin.token_file", "is missing: an API needs an admin token"))
     if problems or url is None:

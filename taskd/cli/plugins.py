@@ -195,8 +195,9 @@ def _twice(config: Config, wanted: Sequence[Source], answers: Sequence[Answer]) 
     problems = []
     for source, answer in zip(wanted, answers, strict=True):
         for info in answer.types:
-            first = owners.setdefault(info.name, info.plugin)
-            if first == info.plugin:
+            first = owners.get(info.name)
+            if first is None:
+                owners[info.name] = info.plugin
                 continue
             path = "plugins"
             if source.entry is not None:

@@ -17,6 +17,7 @@ from taskd.embedded import EmbeddedPG, default_home
 from taskd.errors import ConfigError, Problem
 from taskd.obs.redact import hide
 from taskd.process.environment import child_env
+from taskd.process.runtime import NodeLock, node_file, runtime_folder
 from taskd.registry import Registry
 
 if TYPE_CHECKING:
@@ -52,6 +53,17 @@ def node_name(tree: Tree, instance: str | None) -> str:
         return tree.workers.node
     host = socket.gethostname()
     return f"{host}-{instance}" if instance else host
+
+
+def refuse_second(tree: Tree, environ: Mapping[str, str]) -> None:
+    """Return when no worker runs under this node's name on this host; asked before anything is started.
+
+    Raises:
+        NodeTaken: one does.
+    """
+    name = node_name(tree, None)
+    with NodeLock(node_file(runtime_folder(environ, os.geteuid()), name, "lock")) as lock:
+        lock.acquire(name)
 
 
 def daemon_settings(

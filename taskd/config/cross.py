@@ -117,7 +117,7 @@ def _plugins(plugins: tuple[PluginEntry, ...], lines: Mapping[str, int]) -> Foun
     for index, entry in enumerate(plugins):
         path = f"plugins[{index}]"
         if entry.module is not None and entry.name is not None:
-            later = max(("module", "name"), key=lambda name: lines.get(f"{path}.{name}", 0))
+            later = max(("name", "module"), key=lambda name: lines.get(f"{path}.{name}", 0))
             yield (f"{path}.{later}", path), "exactly one of module and name may be given: remove one"
         elif entry.module is None and entry.name is None:
             yield (path,), "module is missing (or name): exactly one of module and name is required"

@@ -145,16 +145,18 @@ def _load(path: Path) -> tuple[bytes, int]:
     except (OSError, ValueError) as error:
         reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else "no usable path"
         raise ValueError(f"the configuration file can't be read: {reason}") from None
-    with os.fdopen(handle, "rb") as opened:
-        status = os.fstat(opened.fileno())
-        if stat.S_ISDIR(status.st_mode):
+    try:
+        mode = os.fstat(handle).st_mode
+        if stat.S_ISDIR(mode):
             raise ValueError("this is a directory and not a configuration file")
-        if not stat.S_ISREG(status.st_mode):
+        if not stat.S_ISREG(mode):
             raise ValueError("this is not a regular file, and so no configuration file")
-        try:
-            return opened.read(MAX_FILE + 1), stat.S_IMODE(status.st_mode)
-        except OSError as error:
-            raise ValueError(f"the configuration file can't be read: {error.strerror}") from None
+        with os.fdopen(handle, "rb", closefd=False) as opened:
+            return opened.read(MAX_FILE + 1), stat.S_IMODE(mode)
+    except OSError as error:
+        raise ValueError(f"the configuration file can't be read: {error.strerror}") from None
+    finally:
+        os.close(handle)
 
 
 def _too_large() -> str:

@@ -104,7 +104,7 @@ class Jobs:
             StoreUnavailable: no answer until `until`.
         """
         job = await self._reads.run(lambda conn: rows.get(conn, job_id, client=client), until)
-        if job is None or only is not None and job.type not in only:
+        if job is None or (only is not None and job.type not in only):
             raise Refused("not_found", "there is no such job")
         return job
 
@@ -129,7 +129,9 @@ class Jobs:
     ) -> NewJob:
         info = offered.info
         if ask.timeout_s is not None and ask.timeout_s > info.timeout:
-            raise Refused.field("invalid_field", "timeout", f"must be at most {info.timeout:g}, that of the type")
+            raise Refused.field(
+                "invalid_field", "timeout", f"must be at most {info.timeout:g}, that of the type"
+            )
         return NewJob(
             id=new_id(int(now.timestamp() * 1000), self._dice(10)),
             client=client,
@@ -156,9 +158,7 @@ class Jobs:
         job = await self._reads.run(lambda conn: rows.get(conn, job_id, client=client), until)
         if job is None:  # erased between the two statements
             return Submitted(id=job_id, status=State.PENDING, run_at=now, duplicate=True, warnings=warnings)
-        return Submitted(
-            id=job_id, status=job.status, run_at=job.run_at, duplicate=True, warnings=warnings
-        )
+        return Submitted(id=job_id, status=job.status, run_at=job.run_at, duplicate=True, warnings=warnings)
 
 
 def _due(ask: Submit, now: datetime) -> datetime:

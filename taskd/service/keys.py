@@ -103,7 +103,7 @@ class KeyRing:
             key = await self._batches.ask(parsed.public_id, until)
         digest = _NOBODY if key is None else key.digest
         pepper = self._pepper if key is None or key.peppered else None
-        if key is None or key.peppered and pepper is None:
+        if key is None or (key.peppered and pepper is None):
             apikey.matches(text, digest, pepper)  # as long as for a key that is there
             return None
         if not apikey.matches(text, digest, pepper):
@@ -217,7 +217,9 @@ class Keys:
 
         stored = await self._reads.once(work, until)
         if stored is None:
-            raise Refused.field("invalid_field", "client", "is no client: it is the id of a client's first key")
+            raise Refused.field(
+                "invalid_field", "client", "is no client: it is the id of a client's first key"
+            )
         return stored, made.text.decode("ascii")
 
     async def list_(self, until: float) -> Sequence[StoredKey]:
@@ -290,5 +292,3 @@ async def _note(conn: Connection, actor: Actor, action: str, key: StoredKey) -> 
         request_id=actor.request_id,
         detail=detail,
     )
-
-

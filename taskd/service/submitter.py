@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from functools import partial
 from operator import attrgetter
 
 from taskd.errors import BadRow, OutcomeUnknown, Refused, SchemaMismatch, StoreUnavailable
@@ -33,7 +34,9 @@ JobTicket = Ticket[NewJob, Receipt]
 class Submitter:
     """The one way into the table of jobs of this process. `stored` hears of each batch after its commit."""
 
-    def __init__(self, links: Sequence[Link], *, stored: Stored = lambda jobs: None, most: int = MOST) -> None:
+    def __init__(
+        self, links: Sequence[Link], *, stored: Stored = lambda jobs: None, most: int = MOST
+    ) -> None:
         """One statement is in flight for each of `links`."""
         self._stored = stored
         self._batches: Batches[NewJob, Receipt] = Batches(links, self._store, most=most)
@@ -82,7 +85,11 @@ class Submitter:
         try:
             receipts = await link.run(lambda conn: rows.insert(conn, jobs), deadline_s=deadline_s)
         except BadRow as error:
-            if again and error.sqlstate == _EXISTS and (rest := await self._found(link, batch, deadline_s)) != batch:
+            if (
+                again
+                and error.sqlstate == _EXISTS
+                and (rest := await self._found(link, batch, deadline_s)) != batch
+            ):
                 return rest
             await self._bisect(link, batch, until, error)
             return []
@@ -94,7 +101,7 @@ class Submitter:
         for ticket in batch:
             job = ticket.question
             receipt = receipts.get(job.id) if receipts else None
-            if receipt is None or receipt.id == job.id and receipt.error is None:
+            if receipt is None or (receipt.id == job.id and receipt.error is None):
                 stored.append(job)  # now, or by a first try whose answer was lost
                 ticket.tell(Receipt(id=job.id))
             elif receipt.error is not None:
@@ -160,7 +167,7 @@ class Hints:
                     continue
                 self._waiting -= due
                 self._next.update(dict.fromkeys(due, now + self._every_s))
-                await self._link.run(lambda conn: rows.notify(conn, self._channel, due))
+                await self._link.run(partial(rows.notify, channel=self._channel, lanes=due))
         except StoreUnavailable:
             self._waiting.clear()
         finally:

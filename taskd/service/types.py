@@ -151,7 +151,9 @@ class KnownTypes:
                 schemas[text] = self._schemas[text]
             else:
                 try:
-                    schemas[text] = jsonschema_rs.validator_for(info.schema, mask=_MASK, retriever=_refuse_to_fetch)
+                    schemas[text] = jsonschema_rs.validator_for(
+                        info.schema, mask=_MASK, retriever=_refuse_to_fetch
+                    )
                 except ValueError as error:
                     log.error("a published schema is broken", extra={"type": info.name, "error": str(error)})
                     schemas[text] = None

@@ -76,7 +76,8 @@ class Waiting:
                     break
                 try:
                     states = await self._reads.run(
-                        lambda conn, asked=asked: rows.statuses(conn, asked), loop.time() + 5.0  # type: ignore[misc]
+                        lambda conn, asked=asked: rows.statuses(conn, asked),
+                        loop.time() + 5.0,  # type: ignore[misc]
                     )
                 except StoreUnavailable:
                     await asyncio.sleep(_LAST_S)

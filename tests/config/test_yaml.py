@@ -25,7 +25,7 @@ LINES = (
         pytest.param("level: info", 'level: "info', 8, "quote", id="closed by the opening of another"),
         pytest.param("[]", "[", 4, "never closed", id="bracket"),
         pytest.param("[]", "{", 4, "never closed", id="brace"),
-        pytest.param("  port: 8080", "  port:8080", 3, "space after the colon", id="no space after the colon"),
+        pytest.param("  port: 8080", "  port:8080", 3, "space after the colon", id="no space"),
         pytest.param("  port: 8080", "  port 8080", 3, "expected ':'", id="no colon"),
         pytest.param("  port: 8080", "\tport: 8080", 3, "tab", id="tab"),
         pytest.param("  port: 8080", "   port: 8080", 3, "mapping values", id="indented too far"),
@@ -285,7 +285,9 @@ def test_a_comment_that_cuts_a_token_off_is_pointed_out() -> None:
 
 
 @given(
-    st.lists(st.tuples(st.integers(0, len(LINES)), st.sampled_from("\t :-[]{}\"'#&*!|>%@`,?\n\\~<é\0")), max_size=4)
+    st.lists(
+        st.tuples(st.integers(0, len(LINES)), st.sampled_from("\t :-[]{}\"'#&*!|>%@`,?\n\\~<é\0")), max_size=4
+    )
 )
 def test_a_damaged_file_gives_problems_and_never_a_traceback(damage: list[tuple[int, str]]) -> None:
     text = LINES

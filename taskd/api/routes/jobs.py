@@ -25,6 +25,7 @@ _SECONDS = re.compile(r"[0-9]{1,3}(?:\.[0-9]{1,6})?")
 _COUNT = re.compile(r"[0-9]{1,4}")
 _OUTCOME = ("status", "attempts", "error_message", "result", "started_at", "finished_at")
 """The members of a job that a submit with `?wait=` adds."""
+_STATES = tuple(state.value for state in State)
 
 
 async def submit(call: Call) -> Answer:
@@ -99,8 +100,7 @@ async def _job(call: Call, job_id: UUID) -> Job:
 
 async def _finished(call: Call, job_id: UUID, wait_s: float) -> Job:
     """Return the job when it is finished, or as it is when `wait_s` is over."""
-    with call.request.aside():
-        await call.hold(call.services.jobs.waiting.wait(job_id, wait_s))
+    await call.hold(call.services.jobs.waiting.wait(job_id, wait_s))
     return await _job(call, job_id)
 
 
@@ -128,8 +128,8 @@ def _type(name: str, value: str) -> str:
 
 
 def _status(name: str, value: str) -> str:
-    if value not in State:
-        raise Refused.field("invalid_field", name, f"must be one of {', '.join(State)}")
+    if value not in _STATES:
+        raise Refused.field("invalid_field", name, f"must be one of {', '.join(_STATES)}")
     return value
 
 
@@ -141,7 +141,9 @@ def _tag(name: str, value: str) -> str:
 
 def _unique_key(name: str, value: str) -> str:
     if not names.is_unique_key(value):
-        raise Refused.field("invalid_field", name, f"must be 1 to {names.MAX_UNIQUE_KEY} printable characters")
+        raise Refused.field(
+            "invalid_field", name, f"must be 1 to {names.MAX_UNIQUE_KEY} printable characters"
+        )
     return value
 
 

@@ -1,0 +1,245 @@
+"""The application of one process: what answers requests, and what it is made of."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import resource
+import secrets
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from sanic import Sanic
+from sanic.exceptions import MethodNotAllowed, NotFound
+
+from taskd.api import answers
+from taskd.api.answers import Answer
+from taskd.api.auth import Addresses, Guard
+from taskd.api.body import Bodies, check_media_type
+from taskd.api.http1 import DoorHttp, DoorRequest, Ended
+from taskd.api.route import PATIENCE_S, Call, Flight, Route, Services
+from taskd.api.routes import health, jobs, keys
+from taskd.api.settings import ApiSettings
+from taskd.api.strikes import Strikes
+from taskd.api.throttle import Throttle
+from taskd.errors import Refused, StoreUnavailable
+from taskd.model.bucket import Limit
+from taskd.service.batch import Reads
+from taskd.service.health import Health
+from taskd.service.jobs import Jobs
+from taskd.service.keys import KeyRing, Keys
+from taskd.service.submitter import Hints, Submitter
+from taskd.service.types import KnownTypes
+from taskd.service.waiting import Waiting
+from taskd.store import nodes
+from taskd.store.pool import Connection, Link, Pace, Target
+from taskd.store.queries import SQL
+
+ROUTES: tuple[Route, ...] = (*health.ROUTES, *keys.ROUTES, *jobs.ROUTES)
+MAX_CONNECTIONS = 16_384
+"""Connections of one process, or what its limit of open files leaves."""
+
+
+class Links:
+    """The connections of this process: one for INSERTs, one for what is short and urgent, one for reads.
+
+    With a `pool_max` below that they do several kinds of work. They connect when they are first used.
+    """
+
+    def __init__(self, settings: ApiSettings) -> None:
+        target = Target(
+            url=settings.database_url,
+            application="taskd api",
+            statement_timeout_s=settings.statement_timeout_s,
+        )
+        pace = Pace()
+        wanted = 2 + settings.submit_links
+        links = [Link(target, pace, deadline_s=PATIENCE_S) for _ in range(min(wanted, settings.pool_max))]
+        self.reads = links[-1]
+        self.quick = links[-2] if len(links) > 2 else links[-1]
+        self.submits = links[: max(1, len(links) - 2)]
+        self._all = links
+        if not settings.allow_unsafe:
+            for link in self.submits:
+                link.on_connect = _refuse_unsafe
+
+    async def close(self) -> None:
+        """Close what is open."""
+        for link in self._all:
+            await link.close()
+
+
+async def _refuse_unsafe(conn: Connection) -> None:
+    """Keep a connection from being used whose commits may be lost: a 2xx would be no promise."""
+    if found := (await nodes.server_facts(conn)).unsafe():
+        raise StoreUnavailable(f"the database can lose accepted jobs: {'; '.join(found)}")
+
+
+class Door:
+    """Answers the requests of this process: checks in their order (SPEC part 3), then the route."""
+
+    def __init__(self, settings: ApiSettings, strikes: Strikes, links: Links, app: Sanic[Any, Any]) -> None:
+        def now() -> datetime:
+            return datetime.now(UTC)
+
+        default = Limit.of(settings.rate, settings.burst)
+        self.reads = Reads(links.reads)
+        self.ring = KeyRing(links.quick, self.reads, pepper=settings.pepper, default=default)
+        self.types = KnownTypes(self.reads)
+        self.waiting = Waiting(self.reads)
+        hints = Hints(links.reads, SQL.schema)
+        self.services = Services(
+            jobs=Jobs(
+                types=self.types,
+                submitter=Submitter(links.submits, stored=hints.tell),
+                reads=self.reads,
+                waiting=self.waiting,
+                now=now,
+                dice=os.urandom,
+            ),
+            keys=Keys(self.reads, pepper=settings.pepper, now=now, dice=secrets.token_bytes),
+            health=Health(self.reads, allow_unsafe=settings.allow_unsafe),
+            max_wait_s=settings.max_wait_s,
+            now=now,
+        )
+        addresses = Addresses(settings.trusted_proxies)
+        self._guard = Guard(self.ring, strikes, addresses, settings.admin_digests, time.time)
+        self._throttle = Throttle(links.quick)
+        self._bodies = Bodies(settings.max_body)
+        self._router = app.router
+        self._prefix = secrets.token_hex(6)
+        self._numbers = itertools.count(1)
+        self.flight = Flight(settings.flight)
+        self.draining_at: float | None = None
+        """When the drain began, by the loop's clock."""
+        self.hsts = settings.tls_certificate is not None
+        self.max_connections = _max_connections()
+
+    def request_id(self) -> str:
+        """Return a new id: the same for nobody, and no guess at how many there were before."""
+        return f"{self._prefix}{next(self._numbers):08x}"
+
+    async def handle(self, request: DoorRequest) -> Answer:
+        """Answer one request."""
+        try:
+            return await self._answer(request)
+        except Ended:
+            raise
+        except Exception as problem:  # the edge: every error becomes an answer here
+            return answers.error(problem, request.door_id)
+
+    async def _answer(self, request: DoorRequest) -> Answer:
+        loop = asyncio.get_running_loop()
+        path = request.raw_url.partition(b"?")[0].decode("ascii")
+        route, parts = self._find(path, request.method)
+        if self.draining_at is not None and request.started_at >= self.draining_at:
+            answer = answers.error(
+                Refused("shutting_down", "this server is shutting down", headers={"Retry-After": "1"}),
+                request.door_id,
+            )
+            answer.close = True
+            return answer
+        request.answer_by = loop.time() + PATIENCE_S
+        call = Call(request, self.services, parts, self._guard.address(request), self.flight)
+        if route.scope is None and not route.admin:
+            return await route.run(call)
+        self.flight.enter()
+        try:
+            if route.admin:
+                self._guard.admin(request)
+            else:
+                await self._check_key(call, route)
+            if route.body:
+                await self._read_body(call)
+            return await route.run(call)
+        finally:
+            self.flight.leave()
+
+    async def _check_key(self, call: Call, route: Route) -> None:
+        key = call.key = await self._guard.key(call.request, call.until)
+        await self._throttle.take(key, call.request, call.until)
+        if route.scope not in key.scopes:
+            raise Refused("forbidden", f"this key does not have the scope {route.scope}")
+
+    async def _read_body(self, call: Call) -> None:
+        check_media_type(call.request)
+        stream = call.request.stream
+        assert isinstance(stream, DoorHttp)
+        if stream.arrived:
+            call.body = await self._bodies.read(call.request)
+            return
+        self.flight.leave()
+        try:
+            call.body = await self._bodies.read(call.request)
+        finally:
+            self.flight.back()
+        call.renew()
+
+    def _find(self, path: str, method: str) -> tuple[Route, dict[str, str]]:
+        """Return the route, and the named parts of the path.
+
+        Raises:
+            Refused: `not_found`, or `method_not_allowed` with the methods that there are.
+        """
+        try:
+            found, _, parts = self._router.get(path, "GET" if method == "HEAD" else method, None)
+        except NotFound:
+            raise Refused("not_found", "there is no such path") from None
+        except MethodNotAllowed as error:
+            allowed = str(error.headers.get("Allow", ""))
+            raise Refused(
+                "method_not_allowed", f"this path takes {allowed}", headers={"Allow": allowed}
+            ) from None
+        return found.ctx.route, parts
+
+
+def create_app(settings: ApiSettings, strikes: Strikes) -> Sanic[Any, Any]:
+    """Return the application of this process; `app.ctx.door` is its `Door`, `app.ctx.links` its `Links`."""
+    SQL.use_schema(settings.schema)
+    app: Sanic[Any, Any] = Sanic(
+        "taskd", strict_slashes=True, configure_logging=False, request_class=DoorRequest
+    )
+    app.config.update(
+        AUTO_EXTEND=False,
+        ACCESS_LOG=False,
+        MOTD=False,
+        KEEP_ALIVE_TIMEOUT=75,
+        REQUEST_MAX_SIZE=settings.max_body,
+    )
+    for route in ROUTES:
+        name = f"{route.method} {route.path}".lower()
+        app.add_route(
+            _unused,
+            route.path,
+            methods=[route.method],
+            name="".join(c if c.isalnum() else "_" for c in name),
+            ctx_route=route,
+            stream=True,
+        )
+    app.ctx.links = Links(settings)
+    app.ctx.door = Door(settings, strikes, app.ctx.links, app)
+    return app
+
+
+async def _unused(request: Any, **parts: str) -> None:
+    """Stand in Sanic's table of routes; `Door` runs them."""
+    raise AssertionError
+
+
+def routes_of(routes: Sequence[Route] = ROUTES) -> list[tuple[str, str]]:
+    """Return method and path of each route, for the manual and the tests."""
+    return [(route.method, route.path) for route in routes]
+
+
+def _max_connections() -> int:
+    """Raise this process' limit of open files as far as it may, and return what it leaves for clients."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_CONNECTIONS + 256
+    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+        soft = most
+    return MAX_CONNECTIONS if soft == resource.RLIM_INFINITY else max(16, min(MAX_CONNECTIONS, soft - 128))

@@ -1,0 +1,130 @@
+"""`taskd worker` and `taskd api`: a daemon from its configuration to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import click
+
+from taskd.cli.session import Command, Session
+
+if TYPE_CHECKING:
+    from taskd.config.read import Config
+    from taskd.engine.daemon import DaemonSettings
+
+log = logging.getLogger("taskd.cli")
+
+# How `taskd up` speaks to the daemons that it starts; nobody else needs these options.
+_embedded = click.option("--embedded", metavar="URL", hidden=True)
+_ready_fd = click.option("--ready-fd", type=int, hidden=True)
+
+
+@click.command("worker", cls=Command)
+@click.option(
+    "--instance",
+    metavar="NAME",
+    help="Tells workers on one host apart: the node's name gets -NAME, unless workers.node is set.",
+)
+@_embedded
+@_ready_fd
+@click.pass_obj
+def worker(session: Session, instance: str | None, embedded: str | None, ready_fd: int | None) -> None:
+    """Run jobs until SIGTERM, which drains: a second one skips the wait.
+
+    Exits with 1 if another worker runs under this node's name on this host.
+    """
+    from taskd.cli import plugins, settings
+    from taskd.process.runtime import NodeLock, node_file, runtime_folder
+
+    begin()
+    config = session.config()
+    with logging_by(config):
+        name = settings.node_name(config.tree, instance)
+        registry, warnings = plugins.load(config, session.environ, node=name)
+        for warning in warnings:
+            log.warning("plugin is left out", extra={"reason": warning})
+        told = settings.daemon_settings(config, registry, session.environ, name=name, embedded=embedded)
+        folder = runtime_folder(session.environ, os.geteuid())
+        with NodeLock(node_file(folder, name, "lock")) as lock:
+            lock.acquire(name)
+            _work(told, teller(ready_fd))
+
+
+def _work(told: DaemonSettings, ready: Callable[[], None]) -> None:
+    import uvloop
+
+    from taskd.engine.daemon import Daemon
+    from taskd.process.sdnotify import Notifier
+    from taskd.process.signals import Signals
+    from taskd.store.queries import SQL
+
+    SQL.use_schema(told.schema)
+
+    async def live() -> None:
+        with Signals(log) as signals:
+            daemon = Daemon(told, signals, Notifier(os.environ), dice=random.SystemRandom(), ready=ready)
+            await daemon.run()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(live())
+
+
+@click.command("api", cls=Command)
+@_embedded
+@_ready_fd
+@click.pass_obj
+def api(session: Session, embedded: str | None, ready_fd: int | None) -> None:
+    """Serve the HTTP API until SIGTERM, which answers what has begun and refuses the rest."""
+    from taskd.api.serve import run
+    from taskd.api.settings import settings_of
+    from taskd.cli import settings
+
+    begin()
+    config = session.config(need_admin=True)
+    with logging_by(config):
+        url = settings.database_url(config, session.environ, embedded)
+        run(settings_of(config.tree, file=config.file, database_url=url), ready=teller(ready_fd))
+
+
+def begin() -> None:
+    """Do what a daemon does first: die with the `taskd up` that started it, if one did."""
+    from taskd.process.prctl import follow_supervisor
+
+    follow_supervisor(os.environ)
+
+
+@contextmanager
+def logging_by(config: Config) -> Iterator[None]:
+    """Log to standard error as `config` says, without its secrets; name the file, and what it warns of."""
+    from taskd.cli.settings import hide_secrets
+    from taskd.obs.log import setup
+
+    hide_secrets(config.tree)
+    handler = setup(config.tree.log.level, config.tree.log.format, sys.stderr, os.environ)
+    log.info("configuration is in use", extra={"file": config.file, "digest": config.digest[:12]})
+    for warning in config.warnings:
+        log.warning("configuration", extra={"reason": warning})
+    try:
+        yield
+    finally:
+        handler.flush()
+
+
+def teller(fd: int | None) -> Callable[[], None]:
+    """Return what tells the `taskd up` at the other end of `fd` that this daemon is ready."""
+
+    def tell() -> None:
+        if fd is not None:
+            os.write(fd, READY)
+
+    return tell
+
+
+READY = b"ready\n"
