@@ -68,9 +68,7 @@ def show_(session: Session, sources: bool) -> None:
     config = session.config()
     found = list(_members(config))
     if session.json:
-        show.echo_json(
-            [{"path": path, "value": value, "source": source} for path, value, source in found]
-        )
+        show.echo_json([{"path": path, "value": value, "source": source} for path, value, source in found])
     elif sources:
         show.echo_table(["key", "value", "source"], found)
     else:

@@ -149,9 +149,13 @@ def _judge(
 
 def _found_problem(source: Source, found: PluginProblem) -> Problem:
     name = source.plugin.name or source.plugin.module
-    fix = f"; to do without it list it in plugins: `name: {name}` with `enabled: false`" if source.found else ""
+    fix = (
+        f"; to do without it list it in plugins: `name: {name}` with `enabled: false`" if source.found else ""
+    )
     where = f"{found.path}: " if found.path.startswith("config.") else ""
-    return Problem(0, "plugins", f"plugin {name}, which is installed, can't be used: {where}{found.message}{fix}")
+    return Problem(
+        0, "plugins", f"plugin {name}, which is installed, can't be used: {where}{found.message}{fix}"
+    )
 
 
 def _command_problem(config: Config, source: Source, found: PluginProblem) -> Problem:

@@ -36,7 +36,8 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     lines = [[column.upper() for column in columns], *([cell(value) for value in row] for row in rows)]
     widths = [max(len(line[place]) for line in lines) for place in range(len(columns))]
     return "\n".join(
-        "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in lines
+        "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
     )
 
 

@@ -127,7 +127,9 @@ class Tree:
             try:
                 await asyncio.wait([draining, watch, *lives], return_when=asyncio.FIRST_COMPLETED)
                 self._notifier.stopping("draining")
-                self._notifier.extend(self._config.tree.workers.drain_timeout.total_seconds() + PATIENCE_S + 10)
+                self._notifier.extend(
+                    self._config.tree.workers.drain_timeout.total_seconds() + PATIENCE_S + 10
+                )
                 for keeper in keepers.values():
                     keeper.end()
                 await self._drain(list(keepers.values()), lives, signals)
@@ -143,7 +145,9 @@ class Tree:
                 await family.kill()
         return self._status
 
-    async def _drain(self, keepers: list[Keeper], lives: list[asyncio.Task[Exit | None]], signals: Signals) -> None:
+    async def _drain(
+        self, keepers: list[Keeper], lives: list[asyncio.Task[Exit | None]], signals: Signals
+    ) -> None:
         """Ask both to end and wait; a second signal is handed on, so that they skip their waits."""
 
         def tell() -> None:
@@ -255,10 +259,10 @@ def go_on(config: Config, embedded: str | None) -> str:
         lines += ["  # an API key, shown this once:"]
     lines += [
         f'  curl -X POST {url}/admin/api-keys -H "Authorization: Bearer {token}" \\',
-        f"    {json} -d '{{\"name\": \"demo\"}}'",
-        "  # with KEY set to its \"key\", a job and what became of it:",
+        f'    {json} -d \'{{"name": "demo"}}\'',
+        '  # with KEY set to its "key", a job and what became of it:',
         f'  curl -X POST "{url}/jobs?wait=10" -H "X-API-Key: $KEY" \\',
-        f"    {json} -d '{{\"type\": \"echo\", \"payload\": {{\"hello\": \"world\"}}}}'",
+        f'    {json} -d \'{{"type": "echo", "payload": {{"hello": "world"}}}}\'',
         f'  curl {url}/jobs/JOB_ID -H "X-API-Key: $KEY"',
     ]
     if embedded is not None:

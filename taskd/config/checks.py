@@ -163,15 +163,6 @@ def absolute_path(text: str) -> str | None:
     return None if text.startswith("/") else "must be an absolute path: begin with /"
 
 
-def regex(text: str) -> str | None:
-    """A pattern that a whole parameter must match."""
-    try:
-        re.compile(text)
-    except (re.error, OverflowError, RecursionError) as error:
-        return f"must be a regular expression: {getattr(error, 'msg', 'too large')}"
-    return None
-
-
 def database_url(text: str) -> str | None:
     """A URL as libpq takes it; several hosts and sockets are fine."""
     form = "postgresql://USER:PASSWORD@HOST:PORT/DATABASE"

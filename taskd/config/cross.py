@@ -19,7 +19,7 @@ import jsonschema_rs
 from taskd.config import checks
 from taskd.config.checks import suggestion
 from taskd.config.convert import Converter
-from taskd.config.jobtypes import JobTypeOverride, job_type_problems
+from taskd.config.jobtypes import PARAM_TYPES, JobTypeOverride, job_type_problems
 from taskd.config.tree import Api, PluginEntry, Retry, Tree, Workers
 from taskd.config.units import show_duration
 
@@ -157,9 +157,15 @@ def _job_type(path: str, entry: JobTypeOverride, tree: Tree) -> Found:
 
 def _param_problem(form: Any) -> str | None:
     if isinstance(form, str):
-        return checks.regex(form)
+        try:
+            jsonschema_rs.validator_for({"pattern": form})  # the engine that will match it, not Python's
+        except ValueError:
+            return "must be a regular expression as JSON Schema has them"
+        return None
     if not isinstance(form, dict):
         return "must be a pattern (string) that matches the whole value, or a JSON Schema (mapping)"
+    if form.get("type") not in PARAM_TYPES:
+        return f"must be a JSON Schema whose type is one of {', '.join(PARAM_TYPES)}"
     try:
         # The retriever refuses: a schema must never make this process open a connection.
         jsonschema_rs.validator_for(form, retriever=_refuse_reference)

@@ -21,20 +21,25 @@ from taskd.config.units import Rate, Size
 COMMAND_KEYS = ("params", "success_codes", "no_retry_codes", "env", "cwd")
 """Keys that mean nothing without `command`."""
 
-PLACEHOLDER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
-"""A parameter's place in an argument; `{{` and `}}` stand for braces."""
+PARAM_TYPES = ("string", "integer", "number", "boolean")
+"""What a parameter's JSON Schema may say it is: values that are one argument."""
+
+# As the handler of commands reads arguments: {name} is a parameter's place, {{name}} the text {name}; other
+# braces are themselves.
+_NAME = r"[A-Za-z_][A-Za-z0-9_]*"
+_PLACE = re.compile(rf"\{{\{{({_NAME})\}}\}}|\{{({_NAME})\}}")
 
 _TEMPFAIL = 75  # EX_TEMPFAIL of sysexits.h: the command asks for a retry
 
 
 def _param_name(text: str) -> str | None:
-    if PLACEHOLDER.fullmatch(f"{{{text}}}"):
+    if re.fullmatch(_NAME, text):
         return None
     return "must be a parameter's name: a letter or _, then letters, digits and _"
 
 
 def _variable(text: str) -> str | None:
-    if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", text):
+    if re.fullmatch(_NAME, text):
         return None
     return "must be the name of an environment variable: letters, digits and _"
 
@@ -136,25 +141,23 @@ def job_type_problems(entry: JobTypeOverride) -> Iterator[tuple[str, str]]:
 def _command_problems(command: tuple[str, ...], params: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if not command[0].startswith("/"):
         yield "command[0]", "must be the absolute path of the program: begin with /"
-    elif "{" in command[0] or "}" in command[0]:
+    elif _PLACE.search(command[0]):
         yield "command[0]", "must be the program's fixed path: a parameter must not choose the program"
     for index, argument in enumerate(command[1:], start=1):
-        where = f"command[{index}]"
-        bare = argument.replace("{{", "").replace("}}", "")
-        option = bare.partition("=")[0]
-        if "\0" in argument:
-            yield where, "must not contain U+0000"
-        elif "{" in PLACEHOLDER.sub("", bare) or "}" in PLACEHOLDER.sub("", bare):
-            yield where, "has a brace that begins or ends no {name}: write {{ or }} for a brace"
-        elif option.startswith("-") and PLACEHOLDER.search(option):
-            yield (
-                where,
-                "has a parameter in an option's name: write option and value as two arguments",
-            )
-        else:
-            for name in PLACEHOLDER.findall(bare):
-                if name not in params:
-                    yield where, f"uses the parameter {name}, which is not declared in params (unknown)"
+        for place in _PLACE.finditer(argument):
+            where, name = f"command[{index}]", place[2]
+            if name is None:
+                continue
+            if name not in params:
+                yield (
+                    where,
+                    f"uses the parameter {name}, which is unknown: add it to params, or double its braces",
+                )
+            elif argument.startswith("-") and "=" not in argument[: place.start()]:
+                yield (
+                    where,
+                    "has a parameter in an option's name: put = before it, or make it an argument alone",
+                )
 
 
 def _code_problems(entry: JobTypeOverride) -> Iterator[tuple[str, str]]:

@@ -21,6 +21,7 @@ MIN_TOKEN = 32
 MIN_PEPPER = 32
 """Bytes of a pepper."""
 
+_LONGEST_PATTERN = 32
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _PLAIN_VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]{0,63}")
 _SECRET_NAME = re.compile(
@@ -133,7 +134,8 @@ def token_problem(token: str) -> str | None:
     bare = re.sub(r"[^a-z]", "", token.lower())
     if bare in _EXAMPLES or (bare and not _PLACEHOLDER_WORDS.sub("", bare)):
         return f"is a known example or placeholder and protects nothing{fix}"
-    if any(token == (token[:n] * len(token))[: len(token)] for n in range(2, len(token) // 2 + 1)):
+    longest = min(len(token) // 2, _LONGEST_PATTERN)
+    if any(token[n:] == token[:-n] for n in range(2, longest + 1)):
         return f"repeats one short pattern{fix}"
     if len(token) < MIN_TOKEN:
         return f"must have at least {MIN_TOKEN} characters, this one has {len(token)} (too short){fix}"

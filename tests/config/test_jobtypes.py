@@ -42,7 +42,7 @@ job_types:
     options: {{from: a@b.example, n: 1}}
   resize:
     description: Makes a picture smaller
-    command: [/usr/bin/convert, "{{file}}", -resize, "--to={{size}}", "{{{{}}}}"]
+    command: [/usr/bin/convert, "{{file}}", -resize, "--to={{size}}", "{{{{size}}}}", "{{}}"]
     params: {{file: "[a-z]+", size: {{type: integer}}}}
     success_codes: [0, 1]
     no_retry_codes: [64]
@@ -80,7 +80,7 @@ job_types:
     )
     assert types["send_email.bulk"].max_memory == 64 << 20
     resize = types["resize"]
-    assert resize.command == ("/usr/bin/convert", "{file}", "-resize", "--to={size}", "{{}}")
+    assert resize.command == ("/usr/bin/convert", "{file}", "-resize", "--to={size}", "{{size}}", "{}")
     assert resize.params == {"file": "[a-z]+", "size": {"type": "integer"}}
     assert (resize.success_codes, resize.no_retry_codes) == ((0, 1), (64,))
     assert (resize.env, resize.cwd) == ({"TZ": "UTC"}, Path("/var/lib"))
@@ -99,17 +99,21 @@ job_types:
         pytest.param('{command: ["/{a}"], params: {a: b}}', ".command[0]", "program", id="a chosen program"),
         pytest.param('{command: [/x, "{a}"]}', ".command[1]", "params", id="an undeclared parameter"),
         pytest.param('{command: [/x, "-{a}"], params: {a: b}}', ".command[1]", "option", id="option"),
-        pytest.param('{command: [/x, "{a"]}', ".command[1]", "brace", id="half a placeholder"),
-        pytest.param('{command: [/x, "{}"]}', ".command[1]", "brace", id="an unnamed placeholder"),
         pytest.param("{command: [/x, yes]}", ".command[1]", "quotes", id="an argument that YAML reads"),
         pytest.param('{command: [/x], params: {a: "["}}', ".params.a", "regular expression", id="pattern"),
         pytest.param("{command: [/x], params: {a: 5}}", ".params.a", "pattern", id="neither"),
-        pytest.param("{command: [/x], params: {a: {type: strng}}}", ".params.a", "JSON Schema", id="schema"),
+        pytest.param("{command: [/x], params: {a: {type: array}}}", ".params.a", "one of string", id="type"),
         pytest.param(
-            '{command: [/x], params: {a: {$ref: "http://127.0.0.1:1/"}}}',
+            '{command: [/x], params: {a: {type: string, $ref: "http://127.0.0.1:1/"}}}',
             ".params.a",
             "outside",
             id="$ref",
+        ),
+        pytest.param(
+            "{command: [/x], params: {a: {type: string, minLength: x}}}",
+            ".params.a",
+            "JSON Schema",
+            id="schema",
         ),
         pytest.param("{command: [/x], params: {a-b: x}}", ".params.a-b", "parameter's name", id="parameter"),
         pytest.param("{command: [/x], success_codes: [256]}", ".success_codes[0]", "0 to 255", id="code"),

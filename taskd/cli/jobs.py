@@ -1,0 +1,157 @@
+"""`taskd jobs`: the jobs of all clients."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import click
+
+from taskd.cli.session import Group, Session, json_option
+from taskd.errors import Refused
+
+if TYPE_CHECKING:
+    from taskd.model.job import Job
+    from taskd.store.pool import Connection
+
+STATUSES = ("scheduled", "pending", "processing", "completed", "failed", "cancelled")
+
+
+class JobId(click.ParamType):
+    """The id of a job, also as `Message of id: ID`."""
+
+    name = "id"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> UUID:
+        """Return the id."""
+        from taskd.model.names import job_id
+
+        found = value if isinstance(value, UUID) else job_id(value)
+        return found or self.fail(f"{value!r} is no id of a job", param, ctx)
+
+
+class Moment(click.ParamType):
+    """A moment: RFC 3339, or how long ago as `2h`."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        """Return the moment."""
+        from taskd.config.units import duration
+        from taskd.model.names import instant
+
+        if isinstance(value, datetime):
+            return value
+        try:
+            return datetime.now(UTC) - duration(value)
+        except ValueError:
+            pass
+        try:
+            return instant(value)
+        except ValueError:
+            self.fail(
+                f"{value!r} must be a time like 2026-01-31T09:00:00Z, or how long ago: 90s, 2h, 7d",
+                param,
+                ctx,
+            )
+
+
+@click.group("jobs", cls=Group)
+def jobs() -> None:
+    """List and show jobs."""
+
+
+@jobs.command("list")
+@click.option("--type", "type_", metavar="TYPE", help="Only of this job type.")
+@click.option("--status", type=click.Choice(STATUSES), help="Only in this state.")
+@click.option("--tag", help="Only with this tag.")
+@click.option("--unique-key", metavar="TEXT", help="Only with this unique key.")
+@click.option(
+    "--since", type=Moment(), metavar="TIME", help="Only made since then; a time, or 2h for two hours."
+)
+@click.option("--until", type=Moment(), metavar="TIME", help="Only made before then.")
+@click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True)
+@json_option
+@click.pass_obj
+def list_(
+    session: Session,
+    type_: str | None,
+    status: str | None,
+    tag: str | None,
+    unique_key: str | None,
+    since: datetime | None,
+    until: datetime | None,
+    limit: int,
+) -> None:
+    """List the jobs of all clients, newest first."""
+    from taskd.api import answers
+    from taskd.cli import show
+    from taskd.store import jobs as rows
+    from taskd.store import types
+
+    only = rows.Filter(type=type_, status=status, tag=tag, unique_key=unique_key, since=since, until=until)
+
+    async def work(conn: Connection) -> tuple[list[Job], dict[str, tuple[str, ...]]]:
+        found: list[Job] = []
+        before = rows.LAST_ID
+        while len(found) < limit:
+            page = await rows.list_(
+                conn, client=None, only=only, before=before, limit=min(limit - len(found), 200)
+            )
+            found += page.jobs
+            if page.before is None:
+                break
+            before = page.before
+        return found, {one.info.name: one.info.secrets for one in await types.known(conn)}
+
+    found, secrets = session.run(work)
+    if session.json:
+        show.echo_json([answers.job(one, secrets=secrets.get(one.type, ())) for one in found])
+        return
+    show.echo_table(
+        ["id", "type", "status", "attempts", "created", "due", "error"],
+        [
+            (
+                one.id,
+                one.type,
+                one.status.value,
+                f"{one.attempts}/{one.max_attempts}",
+                one.created_at,
+                one.run_at,
+                (one.error_message or "")[:80],
+            )
+            for one in found
+        ],
+    )
+
+
+@jobs.command("show")
+@click.argument("job_id", metavar="ID", type=JobId())
+@json_option
+@click.pass_obj
+def show_(session: Session, job_id: UUID) -> None:
+    """Show a job, its payload and result, and its runs that did not complete."""
+    from taskd.api import answers
+    from taskd.cli import show
+    from taskd.store import jobs as rows
+    from taskd.store import types
+
+    async def work(conn: Connection) -> tuple[Job | None, tuple[str, ...]]:
+        job = await rows.get(conn, job_id, client=None)
+        known = [] if job is None else await types.known(conn)
+        return job, next((one.info.secrets for one in known if job and one.info.name == job.type), ())
+
+    job, secrets = session.run(work)
+    if job is None:
+        raise Refused("not_found", f"there is no job {job_id}")
+    members = answers.job(job, secrets=secrets)
+    if session.json:
+        show.echo_json(members)
+        return
+    history = members.pop("history")
+    show.echo_members({**members, "client": job.client})
+    if history:
+        columns = ["attempt", "cause", "node", "started_at", "ended_at", "error"]
+        click.echo()
+        show.echo_table(columns, [[run[name] for name in columns] for run in history])
