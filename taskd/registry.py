@@ -7,8 +7,11 @@ this plugin's options and nobody else's. What comes back is data.
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import msgspec
@@ -62,7 +65,8 @@ async def _describe_one(plugin: Plugin, argv: Sequence[str], env: Mapping[str, s
         said = msgspec.json.decode(answer, type=Described)
     except (TimeoutError, msgspec.MsgspecError):
         if process.returncode is None:
-            process.kill()
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # what the plugin has started, too
             await process.wait()
             what = f"took longer than {DESCRIBE_TIMEOUT_S:g} s to say what job types it has"
         else:

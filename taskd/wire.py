@@ -164,7 +164,8 @@ class Reader:
         """Return the messages that are complete now, in order; keeps the rest for the next call.
 
         Raises:
-            BrokenFrame: a length beyond `MAX_FRAME`, no JSON, or a message that is not of `kind`.
+            BrokenFrame: a length beyond `MAX_FRAME`, no JSON, JSON that is nested too deep to be skipped
+                (about 1000 levels), or a message that is not of `kind`.
         """
         self._buffer += data
         messages: list[object] = []
@@ -179,7 +180,7 @@ class Reader:
             body = bytes(self._buffer[start + 4 : start + 4 + size])
             try:
                 messages += self._decoder.decode(body)
-            except msgspec.MsgspecError as error:
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
                 raise BrokenFrame(str(error)) from error
             start += 4 + size
         del self._buffer[:start]

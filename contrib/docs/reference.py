@@ -30,7 +30,8 @@ def configuration() -> str:
     parts = [
         "# Configuration keys\n\n",
         _MADE,
-        "How to write the file: [Configure](../start/configure.md). A change takes effect at the next start.\n",
+        "How to write the file: [Configure](../start/configure.md).\n",
+        "A change takes effect at the next start.\n",
     ]
     sections: dict[str, list[Any]] = defaultdict(list)
     for row in rows():

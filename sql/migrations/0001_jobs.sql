@@ -39,6 +39,7 @@ create table taskd.queue (
     claimed boolean not null default false,
     alone boolean not null default false,
     keyed boolean not null default false,
+    counted boolean not null default false,
     type text collate "C" not null,
     error text
 ) with (
@@ -50,6 +51,8 @@ create table taskd.queue (
     autovacuum_analyze_threshold = 5000
 );
 comment on column taskd.queue.attempts is 'attempts used up before the run that is under way';
+comment on column taskd.queue.counted is 'its run stands in taskd.running: said at the claim, so that a limit that
+comes or goes while it runs can not leave a count behind';
 comment on column taskd.queue.keyed is 'holds a unique key that is free again when the job ends';
 create index queue_lane on taskd.queue (type, priority, run_at, id);
 create index queue_expires on taskd.queue (expires_at) where expires_at is not null;
@@ -163,6 +166,18 @@ create table taskd.schedules (
     paused_at timestamptz
 );
 
+-- The time for a run_at that is due now. The transaction gets its number first, the clock is read after
+-- that: a check of the floors (taskd.floors) then either sees this transaction under way, or its time is
+-- later than the check's, however long the server leaves us waiting between the two.
+create function taskd.moment() returns timestamptz
+language plpgsql volatile
+as $$
+begin
+    perform pg_current_xact_id();
+    return clock_timestamp();
+end
+$$;
+
 -- Stores checked jobs; one call is one transaction, all or nothing. Arrays run in parallel. `extras` holds
 -- what few jobs have, as JSON or null: unique_key, unfinished, hash (hex), tags, meta, trace, run_at.
 -- Returns a row for each job with a unique key that somebody holds already; all others were stored.
@@ -175,8 +190,8 @@ language plpgsql
 set enable_hashjoin = off set enable_mergejoin = off
 as $$
 declare
-    -- Not now(): a row must not be older than its transaction's snapshot horizon (see taskd.floors).
-    t timestamptz := clock_timestamp();
+    -- Not now(): the transaction may be an application's, begun long ago (see taskd.moment).
+    t timestamptz := taskd.moment();
     held uuid[] := '{}';
 begin
     if p_extras is not null then
@@ -245,8 +260,10 @@ $$;
 -- How many of `p_want` starts of a limited type are free now, taken at once; 0 when another node is just
 -- counting (it skips the type this round). The count is exact: the limit's row is locked first, and the
 -- next statement has a snapshot of its own, taken after the lock was granted.
-create function taskd.take_starts(p_node bigint, p_type text, p_want integer)
-returns table (granted integer, next_at timestamptz)
+-- The time is that of the transaction, which is also the start that the job's row gets: what the bucket
+-- counts is what anybody can count afterwards. `counts`: starts go into taskd.running.
+create function taskd.take_starts(p_type text, p_want integer)
+returns table (granted integer, next_at timestamptz, counts boolean)
 language plpgsql
 as $$
 declare
@@ -260,29 +277,30 @@ begin
     if not found then
         return query select
             case when exists (select from taskd.type_limits as t where t.type = p_type) then 0 else p_want end,
-            null::timestamptz;
+            null::timestamptz, false;
         return;
     end if;
     if l.max_running is not null then
         select least(free, l.max_running - coalesce(sum(r.jobs), 0)) into free
         from taskd.running as r where r.type = p_type;
         if free <= 0 then
-            return query select 0, null::timestamptz;
+            return query select 0, null::timestamptz, true;
             return;
         end if;
     end if;
     if l.interval_us is not null then
-        now_us := extract(epoch from clock_timestamp()) * 1000000;
+        now_us := extract(epoch from now()) * 1000000;
         -- Clamped to one full bucket ahead: a clock that jumped back can't lock the type out.
         at_us := greatest(now_us, least(l.tat, now_us + l.interval_us * l.burst));
         fit := floor((now_us + l.interval_us * l.burst - at_us)::numeric / l.interval_us);
         if fit <= 0 then
-            return query select 0, to_timestamp((at_us + l.interval_us - l.interval_us * l.burst) / 1000000.0);
+            return query select 0,
+                to_timestamp((at_us + l.interval_us - l.interval_us * l.burst) / 1000000.0), true;
             return;
         end if;
         free := least(free, fit);
     end if;
-    return query select free, null::timestamptz;
+    return query select free, null::timestamptz, l.max_running is not null;
 end
 $$;
 
@@ -292,7 +310,7 @@ returns void
 language plpgsql
 as $$
 declare
-    now_us bigint := extract(epoch from clock_timestamp()) * 1000000;
+    now_us bigint := extract(epoch from now()) * 1000000;
 begin
     update taskd.type_limits as t
     set tat = greatest(now_us, least(t.tat, now_us + t.interval_us * t.burst)) + t.interval_us * p_started
@@ -307,16 +325,18 @@ $$;
 -- Claims due jobs for a node, best lane first, all wanted types in one round trip.
 -- Lanes come as parallel arrays, those of one type side by side, highest priority first; `p_wants` repeats
 -- the number wanted of the type, `p_aheads` how many of these may be beyond the free slots of its pool,
--- whose number in `p_budgets` is in `p_pools`. A floor is where the last claim of the lane ended: the scan starts there
--- and not at the dead entries before it. Types in p_limited ask their limits first.
+-- whose number in `p_budgets` is in `p_pools`. A floor is where the last claim of the lane ended: the scan
+-- starts there and not at the dead entries before it. Types with limits ask these first: which have any is
+-- read here, since the strictest live node decides, and that may be another than the caller.
+-- A node that was marked dead gets nothing: nobody would rescue it a second time.
 -- Returns, apart by `kind`: 'job' rows; for each lane that gave jobs a 'lane' row with its new floor
 -- (id, at); for p_served (null: don't look) a 'new' row for each lane of these types that the caller did not
 -- name; one 'due' row: the next time at which something falls due in these lanes,
--- and in `payload` the seconds until then.
+-- in `payload` the seconds until then, and in `id` this claim's time in seconds of Unix time.
 create function taskd.claim(
     p_node bigint, p_claim bigint, p_types text[], p_priorities smallint[], p_wants integer[],
     p_aheads integer[], p_pools integer[], p_budgets integer[], p_floor_at timestamptz[],
-    p_floor_id uuid[], p_limited text[], p_served text[]
+    p_floor_id uuid[], p_served text[]
 ) returns table (
     kind text, id text, type text, payload text, priority smallint, attempts smallint,
     max_attempts smallint, crashes smallint, timeout_ms integer, alone boolean, expired boolean,
@@ -333,6 +353,8 @@ declare
     rest integer := 0;
     wanted integer := 0;
     limited boolean := false;
+    counts boolean := false;
+    alive boolean := false;
     last_at timestamptz;
     last_id uuid;
     due timestamptz;
@@ -346,10 +368,12 @@ begin
             end if;
             last_type := p_types[i];
             wanted := least(p_wants[i], p_budgets[p_pools[i]] + p_aheads[i]);
-            limited := last_type = any(p_limited);
+            limited := exists (select from taskd.type_limits as l where l.type = last_type);
+            counts := false;
             if limited and wanted > 0 then
-                select s.granted, s.next_at into wanted, due
-                from taskd.take_starts(p_node, last_type, wanted) as s;
+                -- Never beyond the free slots: here the claim is the start.
+                select s.granted, s.next_at, s.counts into wanted, due, counts
+                from taskd.take_starts(last_type, least(wanted, greatest(0, p_budgets[p_pools[i]]))) as s;
                 next_due := least(next_due, due);
             end if;
             rest := wanted;
@@ -364,6 +388,15 @@ begin
             limit rest
             for update skip locked);
         got := cardinality(tids);
+        if got > 0 and not alive then
+            -- Held to the end of this transaction: a rescue comes wholly before it, and we see it here,
+            -- or wholly after it, and sees these claims.
+            perform from taskd.nodes as n
+            where n.id = p_node and n.state in ('live', 'draining')
+            for key share;
+            alive := found;
+            exit when not alive;
+        end if;
         if got > 0 then
             rest := rest - got;
             p_budgets[p_pools[i]] := p_budgets[p_pools[i]] - got;
@@ -372,7 +405,7 @@ begin
             return query
                 with took as (
                     update taskd.queue as q
-                    set claimed = true, node = p_node, claim = p_claim, started_at = t
+                    set claimed = true, node = p_node, claim = p_claim, started_at = t, counted = counts
                     where q.ctid = any(tids)
                     returning q.id, q.attempts, q.max_attempts, q.crashes, q.timeout_ms, q.alone,
                         q.expires_at <= t as expired
@@ -407,7 +440,7 @@ begin
                 where k.type = l.type and k.priority = l.priority);
     end if;
     -- As a span, not as a time: the caller sleeps by its own clock.
-    return query select 'due', null::text, null::text,
+    return query select 'due', extract(epoch from t)::text, null::text,
         extract(epoch from next_due - clock_timestamp())::text, null::smallint, null::smallint,
         null::smallint, null::smallint, null::integer, null::boolean, null::boolean, null::text,
         next_due;
@@ -415,10 +448,10 @@ end
 $$;
 
 -- Settles completed jobs, many at a time. A row changes only where node and claim are still the writer's.
--- `p_ran_ms` is how long each ran; types in `p_limited` (null: none) have their running jobs counted.
+-- `p_ran_ms` is how long each ran.
 -- Returns the ids that were settled.
 create function taskd.settle_completed(
-    p_node bigint, p_ids uuid[], p_claims bigint[], p_results text[], p_ran_ms integer[], p_limited text[]
+    p_node bigint, p_ids uuid[], p_claims bigint[], p_results text[], p_ran_ms integer[]
 ) returns setof uuid
 language plpgsql
 set enable_hashjoin = off set enable_mergejoin = off set enable_seqscan = off
@@ -432,12 +465,11 @@ begin
             using unnest(p_ids, p_claims, p_results, p_ran_ms) as v (id, claim, result, ran_ms)
             where q.id = v.id and q.claim = v.claim and q.node = p_node and q.claimed
             returning q.id, q.type, q.run_at, q.claim, q.attempts, q.max_attempts, q.started_at, q.keyed,
-                v.result, v.ran_ms
+                q.counted, v.result, v.ran_ms
         ), counted as (
             update taskd.running as r set jobs = greatest(0, r.jobs - c.jobs)
             from (
-                select g.type, count(*)::integer as jobs from gone as g
-                where g.type = any(p_limited) group by g.type) as c
+                select g.type, count(*)::integer as jobs from gone as g where g.counted group by g.type) as c
             where r.type = c.type and r.node = p_node
         ), freed as (
             delete from taskd.unique_keys as k
@@ -455,19 +487,19 @@ $$;
 
 -- Settles every other verdict. Parallel arrays; `p_status` is the final status, or null for a job that
 -- waits again; `p_delays_ms` its wait; `p_counts` whether the run used up an attempt; `p_causes` makes a
--- history entry, null makes none (a job that never started is not a run); `p_keep` whether the row keeps
--- its claim (put back clears it). Returns the ids that were settled.
+-- history entry, null makes none (a job that never started is not a run, its `p_ran_ms` is null). A row
+-- whose run counts keeps its claim, any other loses it. Returns the ids that were settled.
 create function taskd.settle_others(
     p_node bigint, p_ids uuid[], p_claims bigint[], p_status text[], p_delays_ms bigint[],
     p_counts boolean[], p_causes text[], p_errors text[], p_results text[], p_ran_ms integer[],
     p_exit_codes integer[], p_signals integer[], p_cpu_s real[], p_max_rss bigint[],
-    p_crashes smallint[], p_alone boolean[], p_limited text[]
+    p_crashes smallint[], p_alone boolean[]
 ) returns setof uuid
 language plpgsql
 set enable_hashjoin = off set enable_mergejoin = off set enable_seqscan = off
 as $$
 declare
-    t constant timestamptz := clock_timestamp();
+    t constant timestamptz := taskd.moment();
 begin
     return query
         with v as (
@@ -479,7 +511,9 @@ begin
             update taskd.queue as q
             set claimed = false,
                 -- Never before now: a floor may already have passed an older time.
-                run_at = t + v.delay_ms * interval '1 ms',
+                run_at = t + greatest(v.delay_ms, 0) * interval '1 ms',
+                -- It was started in time; only a job that was handed back unrun can still expire.
+                expires_at = case when v.cause is null then q.expires_at end,
                 attempts = q.attempts + v.counts::integer,
                 crashes = v.crashes,
                 alone = v.alone,
@@ -489,7 +523,7 @@ begin
                 started_at = case when v.counts then q.started_at end
             from v
             where q.id = v.id and q.claim = v.claim and q.node = p_node and q.claimed and v.status is null
-            returning q.id, q.type, q.attempts + (not v.counts)::integer as attempt, v.claim, v.cause,
+            returning q.id, q.type, q.counted, q.attempts + (not v.counts)::integer as attempt, v.claim, v.cause,
                 v.error, v.ran_ms, v.exit_code, v.signal, v.cpu_s, v.max_rss
         ), gone as (
             delete from taskd.queue as q
@@ -497,14 +531,15 @@ begin
             where q.id = v.id and q.claim = v.claim and q.node = p_node and q.claimed
                 and v.status is not null
             returning q.id, q.type, q.run_at, q.claim, q.attempts, q.max_attempts, q.started_at, q.keyed,
-                v.status, v.counts, v.cause, v.error, v.result, v.ran_ms, v.exit_code, v.signal, v.cpu_s,
-                v.max_rss
+                q.counted, v.status, v.counts, v.cause, v.error, v.result, v.ran_ms, v.exit_code, v.signal,
+                v.cpu_s, v.max_rss
         ), counted as (
             update taskd.running as r set jobs = greatest(0, r.jobs - c.jobs)
             from (
                 select e.type, count(*)::integer as jobs
-                from (select again.type from again union all select gone.type from gone) as e
-                where e.type = any(p_limited) group by e.type) as c
+                from (select a.type, a.counted from again as a
+                    union all select g.type, g.counted from gone as g) as e
+                where e.counted group by e.type) as c
             where r.type = c.type and r.node = p_node
         ), freed as (
             delete from taskd.unique_keys as k
@@ -516,9 +551,11 @@ begin
             select e.id, e.attempt, p_node, e.claim, t - e.ran_ms * interval '1 ms', t, e.cause, e.error,
                 e.exit_code, e.signal, e.cpu_s, e.max_rss
             from (
-                select again.* from again
+                select a.id, a.attempt, a.claim, a.cause, a.error, a.ran_ms, a.exit_code, a.signal, a.cpu_s,
+                    a.max_rss
+                from again as a
                 union all
-                select g.id, g.type, g.attempts + 1, g.claim, g.cause, g.error, g.ran_ms, g.exit_code, g.signal,
+                select g.id, g.attempts + 1, g.claim, g.cause, g.error, g.ran_ms, g.exit_code, g.signal,
                     g.cpu_s, g.max_rss
                 from gone as g
             ) as e
@@ -526,8 +563,10 @@ begin
         ), ended as (
             insert into taskd.outcomes as o (id, finished_at, started_at, run_at, node, claim, attempts,
                                              max_attempts, status, result, error)
-            select g.id, t, greatest(g.started_at, t - g.ran_ms * interval '1 ms'), g.run_at, p_node,
-                g.claim, g.attempts + g.counts::integer, g.max_attempts, g.status, g.result::json, g.error
+            select g.id, t,
+                case when g.ran_ms is not null
+                    then greatest(g.started_at, t - g.ran_ms * interval '1 ms') end,
+                g.run_at, p_node, g.claim, g.attempts + g.counts::integer, g.max_attempts, g.status, g.result::json, g.error
             from gone as g
             returning o.id
         )
@@ -535,7 +574,7 @@ begin
 end
 $$;
 
--- Takes the claims of nodes whose lease has ended, and of nodes that said good-bye with claims left.
+-- Takes the claims of nodes whose lease has ended, or of `p_nodes`.
 -- The node is marked dead in the same transaction, so that it can't renew any more. Scans the queue once
 -- for each death (no index names the node: a claim would have to write it). Returns (node, jobs).
 create function taskd.rescue(p_nodes bigint[], p_cause text, p_error text)
@@ -543,7 +582,7 @@ returns table (dead bigint, jobs bigint)
 language plpgsql
 as $$
 declare
-    t constant timestamptz := clock_timestamp();
+    t constant timestamptz := taskd.moment();
     lost bigint[];
 begin
     with gone as (
@@ -574,7 +613,7 @@ begin
         ), back as (
             update taskd.queue as q
             set claimed = false, node = null, claim = null, started_at = null, attempts = q.attempts + 1,
-                run_at = t, error = p_error
+                run_at = t, expires_at = null, error = p_error
             from held as h where q.ctid = h.tid and not h.final
             returning q.id, h.of_node, h.of_claim, h.attempt, h.since, p_error as error
         ), gone as (
@@ -607,20 +646,25 @@ end
 $$;
 
 -- Where a claim has to look again. A lane's floor may have passed rows that another transaction held
--- locked, or inserted and had not committed yet. Between the old safe floor and the checked one, once all
--- transactions of that time have ended, what is unclaimed must be claimed: returns the first such row of
--- each lane, and the transaction horizon for the next round (kind 'horizon').
+-- locked, or inserted and had not committed yet: returns the first unclaimed row of each lane between
+-- two places. Lane 0 is the horizon of this look: the time and the transactions that were under way before
+-- it. The order counts: what has ended by the horizon is visible to the look that follows, and what is not
+-- in the horizon takes its times (taskd.moment) after the horizon's.
 create function taskd.floors(
     p_types text[], p_priorities smallint[], p_from_at timestamptz[], p_from_id uuid[],
     p_to_at timestamptz[], p_to_id uuid[]
-) returns table (lane integer, at timestamptz, id uuid, oldest bigint, next bigint, t timestamptz)
+) returns table (lane integer, at timestamptz, id uuid, running bigint[], t timestamptz)
 language plpgsql
 set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off
 as $$
+declare
+    v_now constant timestamptz := clock_timestamp();
 begin
+    return query select 0, null::timestamptz, null::uuid,
+        array(select x::text::bigint from pg_snapshot_xip(pg_current_snapshot()) as x), v_now;
     for i in 1..coalesce(cardinality(p_types), 0) loop
         return query
-            select i, q.run_at, q.id, null::bigint, null::bigint, null::timestamptz from taskd.queue as q
+            select i, q.run_at, q.id, null::bigint[], null::timestamptz from taskd.queue as q
             where q.type = p_types[i] and q.priority = p_priorities[i]
                 and (q.run_at, q.id) >= (p_from_at[i], p_from_id[i])
                 and (q.run_at, q.id) <= (p_to_at[i], p_to_id[i])
@@ -628,9 +672,6 @@ begin
             order by q.run_at, q.id
             limit 1;
     end loop;
-    return query select 0, null::timestamptz, null::uuid,
-        pg_snapshot_xmin(pg_current_snapshot())::text::bigint,
-        pg_snapshot_xmax(pg_current_snapshot())::text::bigint, clock_timestamp();
 end
 $$;
 

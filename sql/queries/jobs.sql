@@ -112,22 +112,29 @@ with seen as materialized (
     select o.id, o.status, o.finished_at from taskd.outcomes as o
     where o.id > %(after)s and o.id < %(before)s
     order by o.id limit %(most)s
-), old as (
-    select s.id from seen as s join taskd.jobs as j on j.id = s.id
-    where s.finished_at < clock_timestamp() - case s.status
-            when 'completed' then %(completed)s
-            when 'failed' then %(failed)s
-            else %(cancelled)s end
-        and (j.unique_key is null or j.created_at < clock_timestamp() - interval '1 day')
-), keys as (
-    delete from taskd.unique_keys as k using old join taskd.jobs as j on j.id = old.id
-    where k.client = j.client and k.key = j.unique_key and k.job_id = j.id
-), told as (
-    delete from taskd.history as h using old where h.job_id = old.id
 ), ended as (
-    delete from taskd.outcomes as o using old where o.id = old.id returning o.id
+    -- First of all and alone in deciding: a job that is retried by hand in this moment has no outcome any
+    -- more when its row is free, and keeps everything.
+    delete from taskd.outcomes as o
+    where o.id = any(array(
+        select s.id from seen as s
+        where s.finished_at < clock_timestamp() - case s.status
+                when 'completed' then %(completed)s
+                when 'failed' then %(failed)s
+                else %(cancelled)s end
+            and not exists (
+                select from taskd.jobs as j
+                where j.id = s.id and j.unique_key is not null
+                    and j.created_at >= clock_timestamp() - interval '1 day')))
+    returning o.id
+), told as (
+    delete from taskd.history as h where h.job_id = any(array(select e.id from ended as e))
 ), asked as (
-    delete from taskd.jobs as j using old where j.id = old.id
+    delete from taskd.jobs as j where j.id = any(array(select e.id from ended as e))
+    returning j.client, j.unique_key, j.id
+), keys as (
+    delete from taskd.unique_keys as k using asked as a
+    where a.unique_key is not null and k.client = a.client and k.key = a.unique_key and k.job_id = a.id
 )
 select (select count(*) from ended) as pruned,
     case when (select count(*) from seen) = %(most)s then (select max(s.id::text)::uuid from seen as s) end as after;

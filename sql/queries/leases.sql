@@ -5,34 +5,37 @@
 -- moves: pending -> processing
 select * from taskd.claim(
     %(node)s, %(claim)s, %(types)s, %(priorities)s, %(wants)s, %(aheads)s, %(pools)s, %(budgets)s,
-    %(floor_at)s, %(floor_id)s, %(limited)s, %(served)s);
+    %(floor_at)s, %(floor_id)s, %(served)s);
 
 -- name: settle_completed
 -- moves: processing -> completed
-select id::text from taskd.settle_completed(%(node)s, %(ids)s, %(claims)s, %(results)s, %(ran_ms)s,
-                                            %(limited)s) as id;
+select id::text from taskd.settle_completed(%(node)s, %(ids)s, %(claims)s, %(results)s, %(ran_ms)s) as id;
 
 -- name: settle_others
 -- moves: processing -> scheduled | pending | completed | failed | cancelled
 select id::text from taskd.settle_others(
     %(node)s, %(ids)s, %(claims)s, %(status)s, %(delays_ms)s, %(counts)s, %(causes)s, %(errors)s,
     %(results)s, %(ran_ms)s, %(exit_codes)s, %(signals)s, %(cpu_s)s, %(max_rss)s, %(crashes)s,
-    %(alone)s, %(limited)s) as id;
+    %(alone)s) as id;
 
 -- name: settled_by
 -- Which of these jobs are no longer processing and still carry the claim: their settle was stored and
 -- only its answer was lost. The rest is fenced.
 select v.id::text
 from unnest(%(ids)s::uuid[], %(claims)s::bigint[]) as v (id, claim)
-where exists (
-        select from taskd.outcomes as o
-        where o.id = v.id and o.node = %(node)s and o.claim = v.claim)
-    or exists (
-        select from taskd.queue as q
-        where q.id = v.id and not q.claimed and q.node = %(node)s and q.claim = v.claim)
-    or exists (
-        select from taskd.history as h
-        where h.job_id = v.id and h.node = %(node)s and h.claim = v.claim);
+cross join lateral (
+    -- Under a limit, so that it stays one look by id for each job, whatever the sizes.
+    select true as stored from taskd.outcomes as o
+    where o.id = v.id and o.node = %(node)s and o.claim = v.claim
+    union all
+    select true from taskd.queue as q
+    where q.id = v.id and not q.claimed and q.node = %(node)s and q.claim = v.claim
+    union all
+    select true from taskd.history as h
+    where h.job_id = v.id and h.node = %(node)s and h.claim = v.claim
+    limit 1
+) as found
+where found.stored;
 
 -- name: put_back_unanswered
 -- moves: processing -> scheduled | pending
@@ -40,12 +43,12 @@ where exists (
 -- a connection broke in the middle of a claim.
 with back as (
     update taskd.queue as q
-    set claimed = false, node = null, claim = null, started_at = null, run_at = clock_timestamp()
+    set claimed = false, node = null, claim = null, started_at = null, run_at = taskd.moment()
     where q.claimed and q.node = %(node)s and q.claim = any(%(claims)s)
-    returning q.type
+    returning q.type, q.counted
 ), counted as (
     update taskd.running as r set jobs = greatest(0, r.jobs - c.jobs)
-    from (select b.type, count(*)::integer as jobs from back as b group by b.type) as c
+    from (select b.type, count(*)::integer as jobs from back as b where b.counted group by b.type) as c
     where r.type = c.type and r.node = %(node)s
 )
 select count(*) from back;
@@ -59,7 +62,8 @@ select dead, jobs from taskd.rescue(null, 'lease_expired', %(error)s);
 select dead, jobs from taskd.rescue(%(nodes)s, %(cause)s, %(error)s);
 
 -- name: expire_jobs
--- moves: pending -> failed
+-- moves: scheduled | pending -> failed
+-- Also what is not due yet: it can't start in time any more.
 with gone as (
     delete from taskd.queue as q
     where q.id in (

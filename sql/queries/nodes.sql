@@ -14,15 +14,22 @@ where n.id = %(node)s and n.state in ('live', 'draining')
 returning n.id;
 
 -- name: node_ended
+-- FOR UPDATE waits for claims of this node that are still under way in the server; none succeeds later.
+with mine as (
+    select n.id from taskd.nodes as n
+    where n.id = %(node)s and n.state in ('live', 'draining') for update
+), uncounted as (
+    delete from taskd.running as r using mine where r.node = mine.id
+)
 update taskd.nodes as n set state = 'gone', ended_at = clock_timestamp()
-where n.id = %(node)s and n.state in ('live', 'draining')
+from mine where n.id = mine.id
 returning n.id;
 
 -- name: forget_nodes
 -- Rows of nodes that ended long ago; history names them by number, so they stay for as long as it does.
+-- They hold nothing: a rescue or their good-bye saw to that, and neither can claim any more.
 delete from taskd.nodes as n
-where n.state in ('gone', 'dead') and n.ended_at < clock_timestamp() - %(age)s
-    and not exists (select from taskd.queue as q where q.claimed and q.node = n.id);
+where n.state in ('gone', 'dead') and n.ended_at < clock_timestamp() - %(age)s;
 
 -- name: list_nodes
 select n.id, n.name, n.host, n.pid, n.version, n.state, n.started_at, n.heartbeat_at, n.lease_until,
@@ -42,5 +49,7 @@ select current_setting('server_version_num')::integer as version,
     current_setting('default_transaction_read_only') as read_only,
     pg_is_in_recovery() as in_recovery,
     clock_timestamp() as clock,
-    coalesce((select c.relpersistence::text from pg_class as c where c.oid = to_regclass('taskd.jobs')), 'p')
-        as persistence;
+    coalesce((
+        select min(c.relpersistence::text) from pg_class as c
+        where c.relnamespace = to_regnamespace(%(schema)s) and c.relkind = 'r' and c.relpersistence <> 'p'
+    ), 'p') as persistence;

@@ -24,7 +24,8 @@ delete from taskd.node_types as n where n.node = %(node)s;
 -- The strictest of the live nodes. A type that no node limits any more loses its row.
 with wanted as (
     select n.type,
-        max(1000000.0 / nullif((n.info->>'rate')::numeric, 0))::bigint as interval_us,
+        -- Rounded up: never faster than asked for.
+        ceil(max(1000000.0 / nullif((n.info->>'rate')::numeric, 0)))::bigint as interval_us,
         min(coalesce((n.info->>'rate_burst')::integer, 1)) filter (where n.info->>'rate' is not null) as burst,
         min((n.info->>'max_running')::integer) as max_running
     from taskd.node_types as n join taskd.nodes as m on m.id = n.node and m.state in ('live', 'draining')

@@ -34,6 +34,7 @@ LINGER_BYTES = 64 << 20
 SMALL = 64 << 10
 """An unread rest of a body up to this size is read to keep the connection; a larger one ends it."""
 
+_NO_HEAD = Head("", "", 1, [], None, False, False, False)
 _HIGH_WATER = 64 << 10
 _CHUNK = re.compile(rb"([0-9a-fA-F]{1,16})(?:[ \t]*;[^\r\n]{0,64})?")
 _REASONS = {status.value: status.phrase for status in HTTPStatus}
@@ -76,11 +77,10 @@ class DoorRequest(Request):  # type: ignore[type-arg]
 class DoorHttp(Http):
     """Reads requests of one connection and writes their answers, one after the other."""
 
-    __slots__ = ("head",)
+    __slots__ = ()
 
     protocol: DoorProtocol
     request: DoorRequest | None
-    head: Head | None
 
     async def http1(self) -> None:
         """Serve requests until the connection ends."""
@@ -88,7 +88,6 @@ class DoorHttp(Http):
         handler: Handler = protocol.app.ctx.door
         while self.keep_alive and self.stage is Stage.IDLE:
             self.init_for_request()
-            self.head = None
             if not self.recv_buffer:
                 await protocol.receive_more()
             if protocol.since is None:  # a request that came together with the one before
@@ -120,7 +119,11 @@ class DoorHttp(Http):
             await protocol.receive_more()
         raw = bytes(buffer[:end])
         del buffer[: end + 4]
-        self.head = head = read_head(raw)
+        if raw == protocol.last_head[0]:  # clients repeat themselves: most requests of a connection are alike
+            head = protocol.last_head[1]
+        else:
+            head = read_head(raw)
+            protocol.last_head = (raw, head)
         self.keep_alive = head.keep_alive
         self.head_only = head.method == "HEAD"
         self.request_max_size = protocol.request_max_size
@@ -265,7 +268,7 @@ class DoorProtocol(HttpProtocol):
     """One connection, with a deadline for each request that `look` enforces."""
 
     HTTP_CLASS = DoorHttp
-    __slots__ = ("cut", "discarded", "ended", "on_end", "paused", "since")
+    __slots__ = ("cut", "discarded", "ended", "last_head", "on_end", "paused", "since")
 
     app: Any
     _http: DoorHttp | None
@@ -280,6 +283,7 @@ class DoorProtocol(HttpProtocol):
         """Whether the client sends no more."""
         self.on_end: Callable[[], object] | None = None
         """Called when the client sends no more, or is gone: whoever holds an answer back lets it go."""
+        self.last_head: tuple[bytes, Head] = (b"", _NO_HEAD)
         self.paused = False
         self.discarded = -1
         """Bytes thrown away; -1 while they are kept."""

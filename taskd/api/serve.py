@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -278,6 +279,9 @@ async def serve_child(
         await server.start_serving()
     await first.after_start()
     guard = loop.create_task(_look(servers, settings.request_timeout_s))
+    gc.collect()
+    gc.freeze()  # what is there now stays: no collection need look at it again
+    gc.set_threshold(20_000, 20, 20)
     await loop.sock_sendall(pipe, b"r")
     parent = loop.create_task(_watch(pipe, quick, stop))
     await stop.wait()

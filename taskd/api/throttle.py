@@ -2,16 +2,23 @@
 
 One statement at a time takes tokens for all requests of all keys that wait. A key whose bucket is empty
 is refused from memory until a token is due: a client that floods costs no statement.
+
+A key with a large burst gets a few tokens ahead, so that its requests need not wait for a statement
+each. Tokens in hand pass later than they were taken, on top of what the bucket has filled up with since;
+so the bucket of such a key is counted smaller by what `HOLDERS` processes may hold together, and no
+window ever sees more than burst + rate x T. They don't go bad: a client below its rate loses none.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
+from dataclasses import dataclass
 from uuid import UUID
 
 from taskd.api.http1 import DoorRequest
 from taskd.errors import Refused, StoreUnavailable
-from taskd.model.bucket import Taken
+from taskd.model.bucket import Limit, Taken
 from taskd.service.batch import Batches, Ticket, pause, until_ready
 from taskd.service.keys import Key
 from taskd.store import limits
@@ -20,6 +27,39 @@ from taskd.store.pool import Link
 
 MOST_SHUT = 100_000
 """Keys whose empty bucket is remembered; they leave when a token is due."""
+MOST_HANDS = 10_000
+"""Keys of which this process holds tokens; the one unused for longest loses them."""
+HOLDERS = 128
+"""API processes, over all hosts, that may hold tokens of one key without passing more than its limit."""
+SPARED = 64
+"""What they hold together is at most this part of the burst: a burst below 8192 has none in hand."""
+MOST_HELD = 256
+
+
+def in_hand(limit: Limit) -> int:
+    """Return how many tokens one process may hold of a key; 0 for all but large bursts.
+
+    >>> in_hand(Limit.of(50, 100)), in_hand(Limit.of(100_000, 1_000_000))
+    (0, 122)
+    """
+    return min(limit.burst // (SPARED * HOLDERS), MOST_HELD)
+
+
+def shared(limit: Limit) -> Limit:
+    """Return the limit that the bucket in the database is held to."""
+    held = in_hand(limit)
+    return Limit(limit.micro_rate, limit.burst - held * HOLDERS) if held else limit
+
+
+@dataclass(slots=True)
+class _Hand:
+    """Tokens of one key that were taken and not yet used, and what the bucket was like then."""
+
+    limit: Limit
+    tokens: int = 0
+    remaining: int = 0
+    reset_s: float = 0.0
+    filling: bool = False
 
 
 class Throttle:
@@ -27,6 +67,7 @@ class Throttle:
 
     def __init__(self, link: Link) -> None:
         self._shut: dict[UUID, tuple[float, float]] = {}
+        self._hands: OrderedDict[UUID, _Hand] = OrderedDict()
         self._batches: Batches[Want, Taken] = Batches([link], self._take)
 
     async def take(self, key: Key, request: DoorRequest, until: float, tokens: int = 1) -> None:
@@ -37,19 +78,56 @@ class Throttle:
             StoreUnavailable: no answer until `until`, by the loop's clock.
         """
         loop = asyncio.get_running_loop()
+        hand = self._hand(key)
+        if hand is not None and hand.tokens >= tokens:
+            hand.tokens -= tokens
+            if 2 * hand.tokens < in_hand(key.limit) and not hand.filling:
+                self._fill(key, hand, until)
+            _tell(key, request, hand.remaining + hand.tokens, hand.reset_s)
+            return
         shut = self._shut.get(key.id)
         if shut is not None:
             if shut[0] > loop.time():
                 raise _refusal(key, request, shut[0] - loop.time(), shut[1] - loop.time())
             del self._shut[key.id]
-        taken = await self._batches.ask(Want(key.id, key.limit, tokens, tokens), until)
+        taken = await self._batches.ask(Want(key.id, shared(key.limit), tokens, tokens), until)
         reset_s = taken.reset_us / 1e6
         if not taken.granted:
             wait_s = (taken.wait_us or 0) / 1e6
             if tokens == 1 and len(self._shut) < MOST_SHUT:
                 self._shut[key.id] = (loop.time() + wait_s, loop.time() + reset_s)
             raise _refusal(key, request, wait_s, reset_s)
+        if hand is not None and not hand.filling:
+            self._fill(key, hand, until)
         _tell(key, request, taken.remaining, reset_s)
+
+    def _hand(self, key: Key) -> _Hand | None:
+        """Return what is in hand of a key; None for a key of which nothing is held."""
+        hand = self._hands.get(key.id)
+        if hand is not None and hand.limit == key.limit:
+            return hand
+        if not in_hand(key.limit):
+            self._hands.pop(key.id, None)
+            return None
+        hand = self._hands[key.id] = _Hand(key.limit)
+        if len(self._hands) > MOST_HANDS:
+            self._hands.popitem(last=False)
+        return hand
+
+    def _fill(self, key: Key, hand: _Hand, until: float) -> None:
+        """Take tokens ahead, off the request's path."""
+
+        def filled(answer: asyncio.Future[Taken]) -> None:
+            hand.filling = False
+            if answer.cancelled() or answer.exception() is not None:
+                return  # an outage: requests that need the database say so
+            taken = answer.result()
+            hand.tokens += taken.granted
+            hand.remaining, hand.reset_s = taken.remaining, taken.reset_us / 1e6
+
+        hand.filling = True
+        want = in_hand(key.limit) - hand.tokens
+        self._batches.ask(Want(key.id, shared(key.limit), want, 1), until).add_done_callback(filled)
 
     async def _take(self, link: Link, batch: list[Ticket[Want, Taken]]) -> None:
         """Ask once for all tokens of a key, and hand them out in the order of the requests."""
@@ -77,7 +155,7 @@ class Throttle:
                     return
                 await pause(link, tries, until, error)
         for (want, tickets), taken in zip(groups, answers, strict=True):
-            if want.least > 1 or len(tickets) == 1:
+            if len(tickets) == 1:
                 tickets[0].tell(taken)
                 continue
             for place, ticket in enumerate(tickets):

@@ -81,6 +81,7 @@ def exit_status(error: TaskdError) -> int:
 
 
 @click.group(
+    "taskd",
     cls=Root,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Exit status: 0 done, 1 failed, 2 wrong usage, 69 database unreachable, 75 try later, "

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 @click.argument("file", metavar="[FILE]", required=False, type=click.Path())
 @json_option
 @click.pass_obj
-def check_config(session: Session, file: str | None) -> None:
-    """Check a configuration, its plugins too, without connecting to anything.
+def check_config(session: Session, /, file: str | None) -> None:
+    """Check a configuration and its plugins.
 
-    Each problem is a line FILE:LINE: PATH: MESSAGE on stderr. Exits with 0 or 78.
+    Nothing is connected to. Each problem is a line FILE:LINE: PATH: MESSAGE on stderr. Exits with 0 or 78.
     """
     from taskd.cli import plugins, show
 
@@ -61,7 +61,7 @@ def example() -> None:
 @click.option("--sources", is_flag=True, help="Also say where each value comes from.")
 @json_option
 @click.pass_obj
-def show_(session: Session, sources: bool) -> None:
+def show_(session: Session, /, sources: bool) -> None:
     """Print every key of the configuration in force; secrets are masked."""
     from taskd.cli import show
 

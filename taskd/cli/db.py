@@ -15,8 +15,11 @@ if TYPE_CHECKING:
 @click.group("migrate", cls=Group, invoke_without_command=True)
 @json_option
 @click.pass_context
-def migrate(ctx: click.Context) -> None:
-    """Bring the database's schema to this version of taskd; without a subcommand, `up`."""
+def migrate(ctx: click.Context, /) -> None:
+    """Migrate the database to this version.
+
+    Without a subcommand that is `up`.
+    """
     if ctx.invoked_subcommand is None:
         ctx.invoke(up)
 
@@ -24,7 +27,7 @@ def migrate(ctx: click.Context) -> None:
 @migrate.command("up")
 @json_option
 @click.pass_obj
-def up(session: Session) -> None:
+def up(session: Session, /) -> None:
     """Apply the migrations that are missing; again is always safe."""
     from taskd.cli import settings, show
     from taskd.store import migrate
@@ -43,7 +46,7 @@ def up(session: Session) -> None:
 @migrate.command("plan")
 @json_option
 @click.pass_obj
-def plan(session: Session) -> None:
+def plan(session: Session, /) -> None:
     """Print the SQL that `up` would run; changes nothing."""
     from taskd.cli import show
 
@@ -60,7 +63,7 @@ def plan(session: Session) -> None:
 @migrate.command("status")
 @json_option
 @click.pass_context
-def status(ctx: click.Context) -> None:
+def status(ctx: click.Context, /) -> None:
     """Say what the database has and what is missing. Exits with 1 unless it is what this version needs."""
     from taskd.cli import show
 

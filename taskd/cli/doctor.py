@@ -34,10 +34,11 @@ class Check:
 @click.command("doctor", cls=Command)
 @json_option
 @click.pass_context
-def doctor(ctx: click.Context) -> None:
-    """Check the configuration and the database: settings, clock, schema. Changes nothing.
+def doctor(ctx: click.Context, /) -> None:
+    """Check the database and its settings.
 
-    Exits with 1 if a check fails, 69 if the database can't be reached.
+    Settings that could lose jobs, clock, schema; nothing is changed. Exits with 1 if a check fails, 69 if
+    the database can't be reached.
     """
     from taskd.cli import show
 

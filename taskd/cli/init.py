@@ -42,10 +42,11 @@ class NotWritten(TaskdError):
 @click.command("init", cls=Command)
 @click.argument("file", metavar="[FILE]", required=False, type=click.Path(path_type=Path))
 @click.pass_obj
-def init(session: Session, file: Path | None) -> None:
-    """Write a configuration to start with, with an admin token of its own.
+def init(session: Session, /, file: Path | None) -> None:
+    """Write a configuration to start with.
 
-    FILE is the one that the other commands read, if it is not given. A file that exists is left as it is.
+    It has an admin token of its own. FILE is the one that the other commands read, if it is not given. A
+    file that exists is left as it is.
     """
     path = file or session.path
     try:

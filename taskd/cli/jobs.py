@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 import click
@@ -18,43 +19,38 @@ if TYPE_CHECKING:
 STATUSES = ("scheduled", "pending", "processing", "completed", "failed", "cancelled")
 
 
-class JobId(click.ParamType):
-    """The id of a job, also as `Message of id: ID`."""
+def job_id(text: str | UUID) -> UUID:
+    """Return the id of a job, also from `Message of id: ID`.
 
-    name = "id"
+    Raises:
+        click.BadParameter: it is none.
+    """
+    from taskd.model.names import job_id
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> UUID:
-        """Return the id."""
-        from taskd.model.names import job_id
-
-        found = value if isinstance(value, UUID) else job_id(value)
-        return found or self.fail(f"{value!r} is no id of a job", param, ctx)
+    found = text if isinstance(text, UUID) else job_id(text)
+    if found is None:
+        raise click.BadParameter(f"{text!r} is no id of a job")
+    return found
 
 
-class Moment(click.ParamType):
-    """A moment: RFC 3339, or how long ago as `2h`."""
+def moment(text: str | datetime) -> datetime:
+    """Return a moment from RFC 3339, or from how long ago it was, as `2h`.
 
-    name = "time"
+    Raises:
+        click.BadParameter: it is neither.
+    """
+    from taskd.config.units import duration
+    from taskd.model.names import instant
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
-        """Return the moment."""
-        from taskd.config.units import duration
-        from taskd.model.names import instant
-
-        if isinstance(value, datetime):
-            return value
-        try:
-            return datetime.now(UTC) - duration(value)
-        except ValueError:
-            pass
-        try:
-            return instant(value)
-        except ValueError:
-            self.fail(
-                f"{value!r} must be a time like 2026-01-31T09:00:00Z, or how long ago: 90s, 2h, 7d",
-                param,
-                ctx,
-            )
+    if isinstance(text, datetime):
+        return text
+    with suppress(ValueError):
+        return datetime.now(UTC) - duration(text)
+    with suppress(ValueError):
+        return instant(text)
+    raise click.BadParameter(
+        f"{text!r} must be a time like 2026-01-31T09:00:00Z, or how long ago: 90s, 2h, 7d"
+    )
 
 
 @click.group("jobs", cls=Group)
@@ -68,14 +64,15 @@ def jobs() -> None:
 @click.option("--tag", help="Only with this tag.")
 @click.option("--unique-key", metavar="TEXT", help="Only with this unique key.")
 @click.option(
-    "--since", type=Moment(), metavar="TIME", help="Only made since then; a time, or 2h for two hours."
+    "--since", type=moment, metavar="TIME", help="Only made since then; a time, or 2h for two hours."
 )
-@click.option("--until", type=Moment(), metavar="TIME", help="Only made before then.")
+@click.option("--until", type=moment, metavar="TIME", help="Only made before then.")
 @click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True)
 @json_option
 @click.pass_obj
 def list_(
     session: Session,
+    /,
     type_: str | None,
     status: str | None,
     tag: str | None,
@@ -127,10 +124,10 @@ def list_(
 
 
 @jobs.command("show")
-@click.argument("job_id", metavar="ID", type=JobId())
+@click.argument("wanted", metavar="ID", type=job_id)
 @json_option
 @click.pass_obj
-def show_(session: Session, job_id: UUID) -> None:
+def show_(session: Session, /, wanted: UUID) -> None:
     """Show a job, its payload and result, and its runs that did not complete."""
     from taskd.api import answers
     from taskd.cli import show
@@ -138,13 +135,13 @@ def show_(session: Session, job_id: UUID) -> None:
     from taskd.store import types
 
     async def work(conn: Connection) -> tuple[Job | None, tuple[str, ...]]:
-        job = await rows.get(conn, job_id, client=None)
+        job = await rows.get(conn, wanted, client=None)
         known = [] if job is None else await types.known(conn)
         return job, next((one.info.secrets for one in known if job and one.info.name == job.type), ())
 
     job, secrets = session.run(work)
     if job is None:
-        raise Refused("not_found", f"there is no job {job_id}")
+        raise Refused("not_found", f"there is no job {wanted}")
     members = answers.job(job, secrets=secrets)
     if session.json:
         show.echo_json(members)

@@ -38,7 +38,12 @@ def keys() -> None:
 @json_option
 @click.pass_obj
 def create(
-    session: Session, name: str, scopes: tuple[str, ...], types: tuple[str, ...], **given: str | float | None
+    session: Session,
+    /,
+    name: str,
+    scopes: tuple[str, ...],
+    types: tuple[str, ...],
+    **given: str | float | None,
 ) -> None:
     """Make an API key called NAME and print it: this once, since only its digest is stored."""
     from taskd.api import answers
@@ -65,7 +70,7 @@ def create(
 @keys.command("list")
 @json_option
 @click.pass_obj
-def list_(session: Session) -> None:
+def list_(session: Session, /) -> None:
     """List all keys, newest first; revoked and expired ones too."""
     from taskd.api import answers
     from taskd.cli import show
@@ -96,7 +101,7 @@ def list_(session: Session) -> None:
 @click.argument("key_id", metavar="ID", type=click.UUID)
 @json_option
 @click.pass_obj
-def show_(session: Session, key_id: UUID) -> None:
+def show_(session: Session, /, key_id: UUID) -> None:
     """Show one key and its limits."""
     from taskd.api import answers
     from taskd.cli import show
@@ -112,7 +117,7 @@ def show_(session: Session, key_id: UUID) -> None:
 @click.argument("key_id", metavar="ID", type=click.UUID)
 @json_option
 @click.pass_obj
-def revoke(session: Session, key_id: UUID) -> None:
+def revoke(session: Session, /, key_id: UUID) -> None:
     """Revoke a key: within 2 seconds no API takes it any more."""
     from taskd.api import answers
     from taskd.cli import show

@@ -15,7 +15,7 @@ def nodes() -> None:
 @nodes.command("list")
 @json_option
 @click.pass_obj
-def list_(session: Session) -> None:
+def list_(session: Session, /) -> None:
     """List the nodes that live, and those that ended within a day; newest first."""
     from taskd.api.answers import moment, raw
     from taskd.cli import show

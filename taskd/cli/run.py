@@ -7,7 +7,7 @@ import logging
 import os
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -21,9 +21,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("taskd.cli")
 
-# How `taskd up` speaks to the daemons that it starts; nobody else needs these options.
+# How `taskd up` tells the daemons below it where its own server is: a socket without a password.
 _embedded = click.option("--embedded", metavar="URL", hidden=True)
-_ready_fd = click.option("--ready-fd", type=int, hidden=True)
 
 
 @click.command("worker", cls=Command)
@@ -33,12 +32,12 @@ _ready_fd = click.option("--ready-fd", type=int, hidden=True)
     help="Tells workers on one host apart: the node's name gets -NAME, unless workers.node is set.",
 )
 @_embedded
-@_ready_fd
 @click.pass_obj
-def worker(session: Session, instance: str | None, embedded: str | None, ready_fd: int | None) -> None:
-    """Run jobs until SIGTERM, which drains: a second one skips the wait.
+def worker(session: Session, /, instance: str | None, embedded: str | None) -> None:
+    """Run jobs until SIGTERM.
 
-    Exits with 1 if another worker runs under this node's name on this host.
+    The first signal drains, a second one skips the wait. Exits with 1 if another worker runs under this
+    node's name on this host.
     """
     from taskd.cli import plugins, settings
     from taskd.process.runtime import NodeLock, node_file, runtime_folder
@@ -54,10 +53,10 @@ def worker(session: Session, instance: str | None, embedded: str | None, ready_f
         folder = runtime_folder(session.environ, os.geteuid())
         with NodeLock(node_file(folder, name, "lock")) as lock:
             lock.acquire(name)
-            _work(told, teller(ready_fd))
+            _work(told)
 
 
-def _work(told: DaemonSettings, ready: Callable[[], None]) -> None:
+def _work(told: DaemonSettings) -> None:
     import uvloop
 
     from taskd.engine.daemon import Daemon
@@ -69,7 +68,7 @@ def _work(told: DaemonSettings, ready: Callable[[], None]) -> None:
 
     async def live() -> None:
         with Signals(log) as signals:
-            daemon = Daemon(told, signals, Notifier(os.environ), dice=random.SystemRandom(), ready=ready)
+            daemon = Daemon(told, signals, Notifier(os.environ), dice=random.SystemRandom())
             await daemon.run()
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -78,19 +77,25 @@ def _work(told: DaemonSettings, ready: Callable[[], None]) -> None:
 
 @click.command("api", cls=Command)
 @_embedded
-@_ready_fd
-@click.pass_obj
-def api(session: Session, embedded: str | None, ready_fd: int | None) -> None:
-    """Serve the HTTP API until SIGTERM, which answers what has begun and refuses the rest."""
-    from taskd.api.serve import run
-    from taskd.api.settings import settings_of
+@click.pass_context
+def api(ctx: click.Context, /, embedded: str | None) -> None:
+    """Serve the HTTP API until SIGTERM.
+
+    Then what has begun is answered, and the rest refused.
+    """
     from taskd.cli import settings
 
+    session = ctx.ensure_object(Session)
     begin()
     config = session.config(need_admin=True)
     with logging_by(config):
+        from taskd.api.serve import serve
+        from taskd.api.settings import settings_of
+
         url = settings.database_url(config, session.environ, embedded)
-        run(settings_of(config.tree, file=config.file, database_url=url), ready=teller(ready_fd))
+        told = settings_of(config.tree, file=config.file, database_url=url)
+        status = asyncio.run(serve(told, session.environ))
+    ctx.exit(status)
 
 
 def begin() -> None:
@@ -115,16 +120,3 @@ def logging_by(config: Config) -> Iterator[None]:
         yield
     finally:
         handler.flush()
-
-
-def teller(fd: int | None) -> Callable[[], None]:
-    """Return what tells the `taskd up` at the other end of `fd` that this daemon is ready."""
-
-    def tell() -> None:
-        if fd is not None:
-            os.write(fd, READY)
-
-    return tell
-
-
-READY = b"ready\n"

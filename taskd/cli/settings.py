@@ -6,6 +6,7 @@ import os
 import socket
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -13,11 +14,11 @@ from taskd.config.jobtypes import JobTypeOverride, RetryOverride
 from taskd.config.read import Config
 from taskd.config.secret import is_secret_option
 from taskd.config.tree import Tree
-from taskd.embedded import EmbeddedPG, default_home
+from taskd.embedded import EmbeddedPG
 from taskd.errors import ConfigError, Problem
 from taskd.obs.redact import hide
 from taskd.process.environment import child_env
-from taskd.process.runtime import NodeLock, node_file, runtime_folder
+from taskd.process.runtime import NodeLock, node_file, runtime_folder, state_folder
 from taskd.registry import Registry
 
 if TYPE_CHECKING:
@@ -40,11 +41,16 @@ def database_url(config: Config, environ: Mapping[str, str], embedded: str | Non
         return embedded
     unset = f" (the variable {database.url_env} is not set)" if database.url_env else ""
     message = f"no database URL is in force{unset}: set one of url, url_file and url_env"
-    running = EmbeddedPG(default_home(environ, root=os.geteuid() == 0))
+    running = EmbeddedPG(embedded_home(environ))
     if running.pid is not None:
         variable = database.url_env or "DATABASE_URL"
         message += f"; for the PostgreSQL of the `taskd up` that runs here: {variable}='{running.url()}'"
     raise ConfigError(config.file, [Problem(config.where("database"), "database", message)])
+
+
+def embedded_home(environ: Mapping[str, str]) -> Path:
+    """Return the folder that `taskd up` keeps its PostgreSQL in."""
+    return state_folder(environ, os.geteuid()) / "pg"
 
 
 def node_name(tree: Tree, instance: str | None) -> str:

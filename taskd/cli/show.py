@@ -1,4 +1,4 @@
-"""How answers look: aligned text for people, JSON for programs. What others wrote can't disturb a terminal."""
+"""How answers look: aligned text for people, JSON for programs. No cell can disturb a terminal."""
 
 from __future__ import annotations
 

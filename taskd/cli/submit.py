@@ -6,7 +6,9 @@ import asyncio
 import json
 import math
 import secrets
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,28 +27,22 @@ EX_TEMPFAIL = 75
 LOOK_S = 3600.0
 
 
-class Seconds(click.ParamType):
-    """A time span: a number of seconds, or one with its unit as in the configuration."""
+def span(text: str | float) -> float:
+    """Return a time span in seconds, from a number of them or from one with its unit, as `5m`.
 
-    name = "seconds"
+    Raises:
+        click.BadParameter: it is neither.
+    """
+    from taskd.config.units import duration
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Return the span in seconds."""
-        from taskd.config.units import duration
-
-        if isinstance(value, float):
-            return value
-        try:
-            return float(value)
-        except ValueError:
-            pass
-        try:
-            return duration(value) / timedelta(seconds=1)
-        except ValueError:
-            self.fail(f"{value!r} must be a number of seconds, or 90s, 5m, 2h", param, ctx)
-
-
-SPAN = Seconds()
+    if isinstance(text, float):
+        return text
+    with suppress(ValueError):
+        if math.isfinite(seconds := float(text)):
+            return seconds
+    with suppress(ValueError):
+        return duration(text) / timedelta(seconds=1)
+    raise click.BadParameter(f"{text!r} must be a number of seconds, or a time like 90s, 5m, 2h")
 
 
 @click.command("submit", cls=Command)
@@ -56,16 +52,16 @@ SPAN = Seconds()
 )
 @click.option("--json", "source", metavar="JSON|@FILE|-", help="The payload as JSON; - reads standard input.")
 @click.option("--priority", type=int, help="-100 to 100; higher runs first.")
-@click.option("--delay", type=SPAN, metavar="SECONDS", help="Not before this has passed; 90 or 5m.")
+@click.option("--delay", type=span, metavar="SECONDS", help="Not before this has passed; 90 or 5m.")
 @click.option("--run-at", metavar="TIME", help="Not before this, like 2027-01-31T09:00:00Z.")
 @click.option("--max-attempts", type=int)
-@click.option("--timeout", type=SPAN, metavar="SECONDS", help="How long a run may take.")
-@click.option("--expires-in", type=SPAN, metavar="SECONDS", help="Failed if it has not started by then.")
+@click.option("--timeout", type=span, metavar="SECONDS", help="How long a run may take.")
+@click.option("--expires-in", type=span, metavar="SECONDS", help="Failed if it has not started by then.")
 @click.option("--unique-key", metavar="TEXT", help="A second submit with it is answered with the first job.")
 @click.option("--tag", "tags", multiple=True, help="Repeatable.")
 @click.option(
     "--wait",
-    type=SPAN,
+    type=span,
     metavar="[SECONDS]",
     is_flag=False,
     flag_value=math.inf,
@@ -74,6 +70,7 @@ SPAN = Seconds()
 @click.pass_context
 def submit(
     ctx: click.Context,
+    /,
     type_: str,
     params: tuple[str, ...],
     source: str | None,
@@ -81,11 +78,11 @@ def submit(
     wait: float | None,
     **options: str | float | None,
 ) -> None:
-    """Submit a job of TYPE; its payload is made of -p members, or given whole by --json.
+    """Submit a job of TYPE.
 
-    A VALUE that is JSON is taken as such (-p n=3 -p ok=true), anything else as text. For an answer in JSON
-    write `taskd --json submit ...`. Exits with 1 if the job that was waited for did not complete, and with
-    75 if it has not ended yet.
+    Its payload is made of -p members, or given whole by --json. A VALUE that is JSON is taken as such (-p
+    n=3 -p ok=true), anything else as text. For an answer in JSON write `taskd --json submit ...`. Exits
+    with 1 if the job that was waited for did not complete, and with 75 if it has not ended yet.
     """
     session = ctx.ensure_object(Session)
     body = _body(type_, _payload(params, source), tags, options)
@@ -105,11 +102,11 @@ def _payload(params: Sequence[str], source: str | None) -> msgspec.Raw:
         click.UsageError: it is given in both ways, or a member has no `=`.
     """
     if source is None:
-        return msgspec.Raw(json.dumps(dict(map(_member, params))).encode())
+        return msgspec.Raw(json.dumps(dict([_member(param) for param in params])).encode())
     if params:
         raise click.UsageError("give the payload by -p or by --json, not by both")
     if source == "-":
-        return msgspec.Raw(click.get_binary_stream("stdin").read())
+        return msgspec.Raw(sys.stdin.buffer.read())
     if source.startswith("@"):
         try:
             return msgspec.Raw(Path(source[1:]).read_bytes())

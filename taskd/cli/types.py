@@ -18,7 +18,7 @@ def types() -> None:
 @types.command("list")
 @json_option
 @click.pass_obj
-def list_(session: Session) -> None:
+def list_(session: Session, /) -> None:
     """List the job types that were published, and how many workers run each."""
     from taskd.cli import show
 
@@ -47,7 +47,7 @@ def list_(session: Session) -> None:
 @click.argument("type_", metavar="TYPE")
 @json_option
 @click.pass_obj
-def show_(session: Session, type_: str) -> None:
+def show_(session: Session, /, type_: str) -> None:
     """Show a job type: its limits, the JSON Schema of its payload, an example."""
     from taskd.cli import show
 
@@ -60,7 +60,7 @@ def show_(session: Session, type_: str) -> None:
         show.echo_members(found)
 
 
-def _known(session: Session) -> list[dict[str, Any]]:
+def _known(session: Session, /) -> list[dict[str, Any]]:
     import msgspec
 
     from taskd.store.types import known

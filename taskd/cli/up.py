@@ -4,29 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import shlex
 import signal
+import socket
+import struct
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from taskd.cli.run import READY, begin, logging_by
+from taskd.cli.run import begin, logging_by
 from taskd.cli.session import Command, Session
 
 if TYPE_CHECKING:
     from taskd.config.read import Config
     from taskd.embedded import EmbeddedPG
-    from taskd.process.family import Exit, Member, Spec
+    from taskd.process.family import Exit, Family, Spec
     from taskd.process.keeper import Keeper
     from taskd.process.signals import Signals
 
 log = logging.getLogger("taskd.cli.up")
 
-PATIENCE_S = 20.0
+DAEMONS = ("api", "worker")
+PATIENCE_S = 25.0
 """How much longer than `workers.drain_timeout` the daemons may take to end, in seconds."""
 LOOK_S = 1.0
 """How often is looked whether the embedded server still runs, in seconds."""
@@ -37,11 +39,12 @@ _NOT_THEIRS = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 
 @click.command("up", cls=Command)
 @click.pass_context
-def up(ctx: click.Context) -> None:
-    """Run everything: migrate the database, serve the API, run jobs.
+def up(ctx: click.Context, /) -> None:
+    """Run all of taskd: API, worker, database.
 
-    Without a database URL in force it runs a PostgreSQL of its own, under /var/lib/taskd/pg for root, else
-    under ~/.local/state/taskd/pg. SIGTERM and Ctrl-C drain; a second one skips the wait.
+    Migrates the database, then serves the API and runs jobs. Without a database URL in force it runs a
+    PostgreSQL of its own, under $STATE_DIRECTORY/pg, for root /var/lib/taskd/pg, else
+    ~/.local/state/taskd/pg. SIGTERM and Ctrl-C drain; a second one skips the wait.
     """
     from taskd.cli import plugins, settings
     from taskd.store import migrate
@@ -52,19 +55,20 @@ def up(ctx: click.Context) -> None:
     with logging_by(config):
         plugins.load(config, session.environ)
         settings.refuse_second(config.tree, session.environ)
-        with _database(config, session) as server:
-            url = settings.database_url(config, session.environ, None if server is None else server.url())
+        with _server(config, session.environ) as server:
+            embedded = None if server is None else server.url()
+            url = settings.database_url(config, session.environ, embedded)
             for done in migrate.up(url, schema=config.tree.database.schema):
                 log.info("migration is done", extra={"migration": f"{done.version:04}_{done.name}"})
-            embedded = None if server is None else url
-            status = asyncio.run(Tree(config, session, server, embedded).run())
+            status = asyncio.run(Tree(config, session.environ, server).run())
     ctx.exit(status)
 
 
 @contextmanager
-def _database(config: Config, session: Session) -> Iterator[EmbeddedPG | None]:
+def _server(config: Config, environ: Mapping[str, str]) -> Iterator[EmbeddedPG | None]:
     """Run the embedded server, if one is needed; TERM while it starts ends it, too."""
-    from taskd.embedded import EmbeddedPG, default_home
+    from taskd.cli.settings import embedded_home
+    from taskd.embedded import EmbeddedPG
 
     database = config.tree.database
     if database.url is not None:
@@ -72,33 +76,31 @@ def _database(config: Config, session: Session) -> Iterator[EmbeddedPG | None]:
         return
     before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
     try:
-        home = default_home(session.environ, root=os.geteuid() == 0)
+        home = embedded_home(environ)
         with EmbeddedPG(home, bindir=database.bindir) as server:
-            event = "embedded PostgreSQL is adopted" if server.adopted else "embedded PostgreSQL is started"
-            log.info(event, extra={"folder": str(home), "pid": server.pid, "url": server.url()})
-            adopted = server.adopted
+            how = "adopted: it ran before, and goes on after this" if server.adopted else "started"
+            log.info(
+                "embedded PostgreSQL is in use", extra={"how": how, "folder": str(home), "pid": server.pid}
+            )
             yield server
-            if adopted:
-                log.info("embedded PostgreSQL goes on: it ran before", extra={"pid": server.pid})
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
 class Tree:
-    """The daemons below this process: the API and the worker. Lives in `run`."""
+    """The daemons below this process, the API and the worker. Owned by the task that awaits `run`."""
 
-    def __init__(
-        self, config: Config, session: Session, server: EmbeddedPG | None, embedded: str | None
-    ) -> None:
+    def __init__(self, config: Config, environ: Mapping[str, str], server: EmbeddedPG | None) -> None:
         from taskd.process.sdnotify import Notifier
 
         self._config = config
-        self._environ = session.environ
+        self._environ = environ
         self._server = server
-        self._embedded = embedded
-        self._notifier = Notifier(session.environ)
+        self._embedded = None if server is None else server.url()
+        self._notifier = Notifier(environ)
+        self._ears: dict[str, Ear] = {}
+        self._keepers: dict[str, Keeper] = {}
         self._ready: set[str] = set()
-        self._status = 0
 
     async def run(self) -> int:
         """Keep both daemons alive until the first TERM or INT, then drain; return the exit status.
@@ -106,74 +108,67 @@ class Tree:
         A daemon that can't work with its configuration (exit 78) ends the other one, too.
         """
         from taskd.process.family import Family
-        from taskd.process.keeper import EX_CONFIG, Keeper
         from taskd.process.signals import Signals
 
         family = Family(log)
-        self._spare(family.spare)
+        self._spare(family)
         with Signals(log) as signals:
-            keepers = {
-                name: Keeper(
-                    family,
-                    lambda name=name: self._spec(name),  # type: ignore[misc]
-                    started=lambda member, name=name: self._started(name, member),  # type: ignore[misc]
-                    ended=lambda member, end: self._ended(member, end),
-                )
-                for name in ("api", "worker")
-            }
-            lives = [asyncio.create_task(keeper.run(), name=name) for name, keeper in keepers.items()]
+            for name in DAEMONS:
+                self._keepers[name] = self._keeper(name, family)
+                self._ears[name] = Ear(lambda name=name: self._is_ready(name), self._keepers[name])  # type: ignore[misc]
+            lives = [asyncio.create_task(keeper.run(), name=name) for name, keeper in self._keepers.items()]
             draining = asyncio.create_task(signals.draining.wait())
-            watch = asyncio.create_task(self._watch(family.spare))
+            watch = asyncio.create_task(self._watch(family))
+            tasks: list[asyncio.Task[Any]] = [draining, watch, *lives]
             try:
-                await asyncio.wait([draining, watch, *lives], return_when=asyncio.FIRST_COMPLETED)
-                self._notifier.stopping("draining")
-                self._notifier.extend(
-                    self._config.tree.workers.drain_timeout.total_seconds() + PATIENCE_S + 10
-                )
-                for keeper in keepers.values():
-                    keeper.end()
-                await self._drain(list(keepers.values()), lives, signals)
-                exits = [life.result() for life in lives if life.done() and not life.cancelled()]
-                if not signals.draining.is_set() and any(end and end.code == EX_CONFIG for end in exits):
-                    self._status = EX_CONFIG
+                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
                 if watch.done():
-                    watch.result()
+                    watch.result()  # the embedded server died and does not come up again
+                status = 0 if draining.done() else self._broken(lives)
+                await self._drain(lives, signals)
             finally:
-                for task in (draining, watch, *lives):
+                for task in tasks:
                     task.cancel()
-                await asyncio.gather(draining, watch, *lives, return_exceptions=True)
+                await asyncio.gather(*tasks, return_exceptions=True)
                 await family.kill()
-        return self._status
+                for ear in self._ears.values():
+                    ear.close()
+        return status
 
-    async def _drain(
-        self, keepers: list[Keeper], lives: list[asyncio.Task[Exit | None]], signals: Signals
-    ) -> None:
+    async def _drain(self, lives: list[asyncio.Task[Exit | None]], signals: Signals) -> None:
         """Ask both to end and wait; a second signal is handed on, so that they skip their waits."""
-
-        def tell() -> None:
-            for keeper in keepers:
-                if keeper.member is not None:
-                    keeper.member.send(signal.SIGTERM)
-
-        tell()
         until = self._config.tree.workers.drain_timeout.total_seconds() + PATIENCE_S
-        ended = asyncio.gather(*lives)
-        quick = asyncio.create_task(signals.quick.wait())
+        self._notifier.stopping("draining")
+        self._notifier.extend(until + 10)
+        self._tell()
+        ended: asyncio.Future[Any] = asyncio.gather(*lives)
+        quick: asyncio.Future[Any] = asyncio.create_task(signals.quick.wait())
         try:
             await asyncio.wait([ended, quick], timeout=until, return_when=asyncio.FIRST_COMPLETED)
             if quick.done() and not ended.done():
-                tell()
+                self._tell()
                 await asyncio.wait([ended], timeout=PATIENCE_S)
             if not ended.done():
                 log.warning("daemons do not end; they are killed")
         finally:
             quick.cancel()
-            if not ended.done():
-                ended.cancel()
+            ended.cancel()
             with suppress(asyncio.CancelledError):
                 await ended
 
+    def _broken(self, lives: list[asyncio.Task[Exit | None]]) -> int:
+        """Return the exit status for a daemon that ended for good by itself."""
+        from taskd.process.keeper import EX_CONFIG
+
+        ended = [life.result() for life in lives if life.done()]
+        return EX_CONFIG if any(end is not None and end.code == EX_CONFIG for end in ended) else 1
+
     # -- the daemons -----------------------------------------------------------------------------------
+
+    def _keeper(self, name: str, family: Family) -> Keeper:
+        from taskd.process.keeper import Keeper
+
+        return Keeper(family, lambda: self._spec(name))
 
     def _spec(self, name: str) -> Spec:
         from taskd.process.family import Spec
@@ -183,90 +178,108 @@ class Tree:
         if self._embedded is not None:
             argv += ["--embedded", self._embedded]
         env = {key: value for key, value in self._environ.items() if key not in _NOT_THEIRS}
-        return Spec(name=name, argv=argv, env=supervised(env), pipe_option="--ready-fd")
+        env["NOTIFY_SOCKET"] = self._ears[name].address
+        return Spec(name=name, argv=argv, env=supervised(env))
 
-    def _started(self, name: str, member: Member) -> None:
-        pipe = member.pipe
-        assert pipe is not None
-        loop = asyncio.get_running_loop()
-
-        def heard() -> None:
-            loop.remove_reader(pipe)
-            try:
-                said = pipe.recv(len(READY))
-            except OSError:
-                said = b""
-            if said == READY:
-                self._is_ready(name)
-            pipe.close()
-
-        loop.add_reader(pipe, heard)
-
-    def _ended(self, member: Member, end: Exit) -> None:
-        pipe = member.pipe
-        if pipe is not None and pipe.fileno() >= 0:  # ended before it was ready
-            asyncio.get_running_loop().remove_reader(pipe)
-            pipe.close()
+    def _tell(self) -> None:
+        for keeper in self._keepers.values():
+            keeper.end()
+            if keeper.member is not None:
+                keeper.member.send(signal.SIGTERM)
 
     def _is_ready(self, name: str) -> None:
-        first = name not in self._ready
+        self._keepers[name].healthy()
+        if name in self._ready:
+            return
         self._ready.add(name)
         log.info("daemon is ready", extra={"daemon": name})
-        if first and len(self._ready) == 2:
+        if len(self._ready) == len(DAEMONS):
             self._notifier.ready("API and worker are ready")
-            click.echo(go_on(self._config, self._embedded), nl=False)
-            sys.stdout.flush()
+            click.echo(go_on(self._config, self._embedded))
 
     # -- the embedded server ---------------------------------------------------------------------------
 
-    def _spare(self, spare: Callable[[int], None]) -> None:
+    def _spare(self, family: Family) -> None:
         if self._server is not None and not self._server.adopted and self._server.pid is not None:
-            spare(self._server.pid)
+            family.spare(self._server.pid)
 
-    async def _watch(self, spare: Callable[[int], None]) -> None:
+    async def _watch(self, family: Family) -> None:
         """Feed the watchdog; start the embedded server again should it have died."""
         while True:
             await asyncio.sleep(LOOK_S)
             self._notifier.watchdog()
             if self._server is not None and self._server.pid is None:
                 log.error("embedded PostgreSQL has died; it is started again")
-                # In the main thread: it stands still for the moment that a recovery takes.
-                self._server.start()
-                self._spare(spare)
+                self._server.start()  # here, in the main thread: all stands still for its recovery
+                self._spare(family)
+
+
+class Ear:
+    """Hears when a daemon is ready: its `NOTIFY_SOCKET`. Only what the keeper's own child says counts."""
+
+    def __init__(self, ready: Callable[[], None], keeper: Keeper) -> None:
+        self._ready = ready
+        self._keeper = keeper
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.setblocking(False)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        self._socket.bind("")  # an abstract address of the kernel's choice
+        asyncio.get_running_loop().add_reader(self._socket, self._hear)
+
+    @property
+    def address(self) -> str:
+        """What `NOTIFY_SOCKET` says."""
+        return "@" + bytes(self._socket.getsockname())[1:].decode()
+
+    def close(self) -> None:
+        """Hear no more."""
+        asyncio.get_running_loop().remove_reader(self._socket)
+        self._socket.close()
+
+    def _hear(self) -> None:
+        try:
+            said, extra, _, _ = self._socket.recvmsg(4096, socket.CMSG_SPACE(_CREDENTIALS.size))
+        except OSError:
+            return
+        for level, kind, data in extra:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_CREDENTIALS:
+                pid, _, _ = _CREDENTIALS.unpack(data[: _CREDENTIALS.size])
+                member = self._keeper.member
+                if member is not None and member.pid == pid and b"READY=1" in said.split(b"\n"):
+                    self._ready()
+
+
+_CREDENTIALS = struct.Struct("iII")
+"""Process, user and group of who sent a datagram: `struct ucred` of unix(7)."""
 
 
 def go_on(config: Config, embedded: str | None) -> str:
     """Return what to type next, for whoever has just started taskd."""
-    api = config.tree.api
-    host = f"[{api.host}]" if ":" in api.host else api.host
-    if api.host in ("0.0.0.0", "::"):  # noqa: S104 - compared, not bound
-        host = "127.0.0.1"
-    url = f"{'http' if api.tls is None else 'https'}://{host}:{api.port}"
-    admin = config.tree.admin
-    token = f"${admin.token_env}" if admin.source == "token_env" else "$ADMIN_TOKEN"
+    tree = config.tree
+    host = "127.0.0.1" if tree.api.host in ("0.0.0.0", "::") else tree.api.host
+    host = f"[{host}]" if ":" in host else host
+    url = f"{'http' if tree.api.tls is None else 'https'}://{host}:{tree.api.port}"
+    token, where = "ADMIN_TOKEN", f"; ADMIN_TOKEN is the token of {shlex.quote(config.file)}"
+    if tree.admin.source == "token_env" and tree.admin.token_env is not None:
+        token, where = tree.admin.token_env, ""
     json = "-H 'Content-Type: application/json'"
     lines = [
-        f"taskd is ready at {url} (its manual: {url}/docs)",
+        f"taskd is ready at {url} (manual of the API: {url}/docs)",
         "",
-        "  # is it there?",
         f"  curl {url}/health",
-    ]
-    if admin.source != "token_env":
-        lines += [
-            f"  # ADMIN_TOKEN is the token of {shlex.quote(config.file)}; then an API key, shown this once:"
-        ]
-    else:
-        lines += ["  # an API key, shown this once:"]
-    lines += [
-        f'  curl -X POST {url}/admin/api-keys -H "Authorization: Bearer {token}" \\',
-        f'    {json} -d \'{{"name": "demo"}}\'',
-        '  # with KEY set to its "key", a job and what became of it:',
-        f'  curl -X POST "{url}/jobs?wait=10" -H "X-API-Key: $KEY" \\',
-        f'    {json} -d \'{{"type": "echo", "payload": {{"hello": "world"}}}}\'',
+        "",
+        f"  # an API key, shown this once{where}",
+        f'  curl -X POST {url}/admin/api-keys -H "Authorization: Bearer ${token}" \\',
+        f"""    {json} -d '{{"name": "demo"}}'""",
+        "",
+        '  # a job, with the "key" of that answer in KEY; then what became of it, with its "job_id"',
+        f'  curl -X POST {url}/jobs -H "X-API-Key: $KEY" \\',
+        f"""    {json} -d '{{"type": "echo", "payload": {{"hello": "world"}}}}'""",
         f'  curl {url}/jobs/JOB_ID -H "X-API-Key: $KEY"',
+        "",
     ]
     if embedded is not None:
-        variable = config.tree.database.url_env
-        lines += ["", "  # the database, for psql and further commands of taskd:"]
-        lines += [f"  export {variable or 'DATABASE_URL'}={shlex.quote(embedded)}"]
-    return "\n".join([*lines, "", ""])
+        variable = tree.database.url_env or "DATABASE_URL"
+        lines += ["  # the database, for psql and further commands of taskd in another shell"]
+        lines += [f"  export {variable}={shlex.quote(embedded)}", ""]
+    return "\n".join(lines)

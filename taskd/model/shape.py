@@ -216,7 +216,7 @@ def _decoder(kind: object) -> Callable[[bytes | memoryview], object]:
             # JSON Schema calls 2.0 an integer, msgspec does not: what the door let in must be readable.
             try:
                 return msgspec.convert(_whole(_json(raw)), kind)
-            except msgspec.ValidationError:
+            except (msgspec.ValidationError, RecursionError):
                 raise BadPayload(_told(error)) from error
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
             raise BadPayload(_told(error)) from error

@@ -85,8 +85,6 @@ class Batches(Generic[Q, A]):
     async def _serve(self, link: Link) -> None:
         try:
             while self._waiting:
-                for _ in range(1):
-                    await asyncio.sleep(0)
                 batch: list[Ticket[Q, A]] = []
                 while self._waiting and len(batch) < self._most:
                     ticket = self._waiting.popleft()

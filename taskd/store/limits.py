@@ -14,6 +14,7 @@ from uuid import UUID
 from psycopg import AsyncConnection
 
 from taskd.model.bucket import Limit, Taken
+from taskd.store.jobs import plain
 from taskd.store.queries import SQL
 from taskd.store.sqlstate import store_errors
 
@@ -40,11 +41,11 @@ async def take(conn: Connection, wants: Sequence[Want]) -> list[Taken]:
         StoreUnavailable: no answer came. Tokens may be gone; they come back with time.
     """
     args = {
-        "keys": [want.key for want in wants],
-        "wants": [want.want for want in wants],
-        "least": [want.least for want in wants],
-        "micro_rates": [want.limit.micro_rate for want in wants],
-        "bursts": [want.limit.burst for want in wants],
+        "keys": plain(want.key for want in wants),
+        "wants": plain(want.want for want in wants),
+        "least": plain(want.least for want in wants),
+        "micro_rates": plain(want.limit.micro_rate for want in wants),
+        "bursts": plain(want.limit.burst for want in wants),
     }
     with store_errors():
         cur = await conn.execute(SQL["take_tokens"], args)

@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from tests.cli.conftest import TOKEN, StartDaemon, WriteConfig, taskd
+
+
+@pytest.fixture
+def worker_file(write_config: WriteConfig, database_url: str) -> Path:
+    return write_config(
+        f'database: {{url: "{database_url}", allow_unsafe: true}}\n'
+        "workers: {node: n1, drain_timeout: 1s}\nlog: {format: text}\n"
+    )
+
+
+def ask(url: str, body: object = None, **headers: str) -> Any:
+    data = None if body is None else json.dumps(body).encode()
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json", **named})
+    with urllib.request.urlopen(request, timeout=20) as answer:
+        return json.load(answer)
+
+
+def test_a_worker_runs_jobs_and_drains(start_daemon: StartDaemon, worker_file: Path, tmp_path: Path) -> None:
+    env = {"RUNTIME_DIRECTORY": str(tmp_path)}
+    worker = start_daemon("worker", "--config", worker_file, env=env)
+    worker.until("node is ready")
+
+    done = taskd("submit", "echo", "-p", "a=1", "--wait", "--config", worker_file)
+
+    assert done.returncode == 0, done.stderr
+    assert 'result: {"a":1}' in done.stdout
+    assert worker.end() == 0
+    assert any("node has ended" in line for line in worker.seen)
+
+
+def test_a_failed_job_is_told_by_the_exit_status(
+    start_daemon: StartDaemon, write_config: WriteConfig, database_url: str, tmp_path: Path
+) -> None:
+    file = write_config(
+        f'database: {{url: "{database_url}", allow_unsafe: true}}\nlog: {{format: text}}\n'
+        "job_types:\n  brief: {handler: sleep, timeout: 100ms, retry: {max_attempts: 1}}\n"
+    )
+    worker = start_daemon("worker", "--config", file, env={"RUNTIME_DIRECTORY": str(tmp_path)})
+    worker.until("node is ready")
+
+    done = taskd("submit", "brief", "-p", "seconds=60", "--wait=20", "--config", file)
+
+    assert done.returncode == 1
+    assert "status: failed" in done.stdout
+
+
+def test_a_second_worker_of_one_name_is_refused(
+    start_daemon: StartDaemon, worker_file: Path, tmp_path: Path
+) -> None:
+    env = {"RUNTIME_DIRECTORY": str(tmp_path)}
+    start_daemon("worker", "--config", worker_file, env=env).until("node is ready")
+
+    second = taskd("worker", "--config", worker_file, env=env)
+
+    assert second.returncode == 1
+    assert "already runs as node 'n1'" in second.stderr
+
+
+def test_a_worker_refuses_a_database_that_loses_jobs(
+    write_config: WriteConfig, database_url: str, tmp_path: Path
+) -> None:
+    file = write_config(f'database: {{url: "{database_url}"}}\n')
+
+    done = taskd("worker", "--config", file, env={"RUNTIME_DIRECTORY": str(tmp_path)})
+
+    assert done.returncode == 78
+    assert "fsync is off" in done.stderr
+
+
+def test_up_runs_all_on_a_server_of_its_own_and_stops_it(
+    start_daemon: StartDaemon, write_config: WriteConfig, folder: Path, free_port: int
+) -> None:
+    file = write_config(
+        "database: {url_env: NOT_SET_AT_ALL}\n"
+        f"api: {{port: {free_port}, workers: 1}}\nadmin: {{token: {TOKEN}}}\nlog: {{format: text}}\n"
+        "workers: {processes: 1, drain_timeout: 1s}\n"
+    )
+    env = {"STATE_DIRECTORY": str(folder), "RUNTIME_DIRECTORY": str(folder)}
+    up = start_daemon("up", "--config", file, env=env)
+    up.until(f"export NOT_SET_AT_ALL='postgresql://taskd@/postgres?host={folder}/pg/s", stdout=True)
+    url = f"http://127.0.0.1:{free_port}"
+
+    assert ask(f"{url}/health") == {"message": "ok"}
+    key = ask(f"{url}/admin/api-keys", {"name": "k"}, Authorization=f"Bearer {TOKEN}")["key"]
+    job = ask(f"{url}/jobs?wait=10", {"type": "echo", "payload": {"a": 1}}, X_API_Key=key)
+    assert ask(f"{url}/jobs/{job['job_id']}?wait=10", X_API_Key=key)["result"] == {"a": 1}
+    hint = taskd("jobs", "list", "--config", file, env=env)
+    assert hint.returncode == 78
+    assert "for the PostgreSQL of the `taskd up` that runs here: NOT_SET_AT_ALL=" in hint.stderr
+
+    pid = int((folder / "pg" / "data" / "postmaster.pid").read_text().splitlines()[0])
+    gone = os.pidfd_open(pid)
+    assert up.end() == 0
+    assert os.get_blocking(gone)
+    with pytest.raises(ProcessLookupError):
+        signal.pidfd_send_signal(gone, 0)
+    os.close(gone)
+
+
+def test_up_uses_the_database_of_the_file_and_migrates_it(
+    start_daemon: StartDaemon,
+    write_config: WriteConfig,
+    empty_database_url: str,
+    tmp_path: Path,
+    free_port: int,
+) -> None:
+    file = write_config(
+        f'database: {{url: "{empty_database_url}", allow_unsafe: true}}\n'
+        f"api: {{port: {free_port}, workers: 1}}\nadmin: {{token: {TOKEN}}}\nworkers: {{drain_timeout: 1s}}\n"
+    )
+    up = start_daemon("up", "--config", file, env={"RUNTIME_DIRECTORY": str(tmp_path)})
+    up.until("taskd is ready", stdout=True)
+
+    with psycopg.connect(empty_database_url) as conn:
+        found = conn.execute("select count(*) from taskd.nodes").fetchone()
+
+    assert found == (1,)
+    assert up.end(signal.SIGINT) == 0
+
+
+def test_up_ends_when_a_daemon_cannot_work_with_the_configuration(
+    start_daemon: StartDaemon, write_config: WriteConfig, database_url: str, tmp_path: Path, free_port: int
+) -> None:
+    file = write_config(
+        f'database: {{url: "{database_url}"}}\n'
+        f"api: {{port: {free_port}, workers: 1}}\nadmin: {{token: {TOKEN}}}\n"
+    )
+
+    done = taskd("up", "--config", file, env={"RUNTIME_DIRECTORY": str(tmp_path)})
+
+    assert done.returncode == 78
+    assert "fsync is off" in done.stderr
