@@ -18,7 +18,7 @@ endif
 .PHONY: help
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do \
-		printf '  make %-9s %s\n' "$$name" "$$text"; done
+		printf '  make %-14s %s\n' "$$name" "$$text"; done
 
 .PHONY: install
 install: $(STAMP)  ## make .venv with taskd and all it needs (the other targets do it first)
@@ -78,6 +78,10 @@ sql: $(STAMP)  ## the tests of the migrations and queries alone
 .PHONY: docs
 docs: $(STAMP)  ## the tests that hold the manual against the code alone
 	@$(PYTHON) -m pytest tests/docs $(ARGS)
+
+.PHONY: docs-reference
+docs-reference: $(STAMP)  ## make the pages of docs/ that the code knows: keys, commands, hooks, moves
+	@$(PYTHON) contrib/docs/reference.py
 
 .PHONY: faults
 faults: $(STAMP)  ## the fault plan at full length (an hour and more)

@@ -494,14 +494,16 @@ def seconds(value: Duration) -> float:
     """Return the seconds of a timedelta, of a text like `10s`, or of a number of seconds.
 
     Raises:
-        ValueError: a text of no such form, or a negative or endless span.
+        ValueError: a text of no such form, a negative or endless span, or no number.
     """
     if isinstance(value, timedelta):
         found = value.total_seconds()
     elif isinstance(value, str):
         found = units.duration(value)
-    else:
+    elif type(value) in (int, float):  # a bool is no number
         found = float(value)
+    else:
+        raise ValueError("a duration is a timedelta, a text like 10s or a number of seconds")
     if not 0 <= found <= units.MAX_DURATION_S:
         raise ValueError("a duration must be 0 to ten years")
     return found

@@ -23,16 +23,23 @@ select id::text from taskd.settle_others(
 -- only its answer was lost. The rest is fenced.
 select v.id::text
 from unnest(%(ids)s::uuid[], %(claims)s::bigint[]) as v (id, claim)
+-- A rescue writes down the claims that it takes away, at the very moment at which it marks the node dead:
+-- that is no settle.
+cross join (
+    select (select n.ended_at from taskd.nodes as n where n.id = %(node)s and n.state = 'dead') as at
+) as rescue
 cross join lateral (
     -- Under a limit, so that it stays one look by id for each job, whatever the sizes.
     select true as stored from taskd.outcomes as o
     where o.id = v.id and o.node = %(node)s and o.claim = v.claim
+        and o.finished_at is distinct from rescue.at
     union all
     select true from taskd.queue as q
     where q.id = v.id and not q.claimed and q.node = %(node)s and q.claim = v.claim
     union all
     select true from taskd.history as h
     where h.job_id = v.id and h.node = %(node)s and h.claim = v.claim
+        and h.ended_at is distinct from rescue.at
     limit 1
 ) as found
 where found.stored;

@@ -226,12 +226,13 @@ def _more(one: StoredKey) -> dict[str, Any]:
     }
 
 
-def ready(state: Ready) -> Answer:
-    """Return the answer of `/ready`."""
-    members = {
+def ready(state: Ready, request_id: str) -> Answer:
+    """Return the answer of `/ready`; one that says no has the members of an error too."""
+    members: dict[str, Any] = {
         "message": "ready" if state.ready else "not ready",
         "checks": {"database": state.database, "schema": state.schema, "workers": state.workers},
     }
-    return ok(
-        members, status=200 if state.ready else 503, headers=() if state.ready else [("Retry-After", "2")]
-    )
+    if state.ready:
+        return ok(members)
+    members |= {"error": "not_ready", "fields": [], "request_id": request_id}
+    return ok(members, status=503, headers=[("Retry-After", "2")])

@@ -8,7 +8,6 @@ import os
 import resource
 import secrets
 import time
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,7 +18,7 @@ from taskd.api import answers
 from taskd.api.answers import Answer
 from taskd.api.auth import Addresses, Guard
 from taskd.api.body import Bodies, check_media_type
-from taskd.api.http1 import DoorHttp, DoorRequest, Ended
+from taskd.api.http1 import DoorRequest, Ended
 from taskd.api.route import PATIENCE_S, Call, Flight, Route, Services
 from taskd.api.routes import health, jobs, keys
 from taskd.api.settings import ApiSettings
@@ -44,9 +43,10 @@ MAX_CONNECTIONS = 16_384
 
 
 class Links:
-    """The connections of this process: one for INSERTs, one for what is short and urgent, one for reads.
+    """The connections of this process, each for one kind of work; they connect when they are first used.
 
-    With a `pool_max` below that they do several kinds of work. They connect when they are first used.
+    INSERTs; keys and tokens, which every request needs; reads of clients; the rest. With a `pool_max`
+    below that one does several kinds.
     """
 
     def __init__(self, settings: ApiSettings) -> None:
@@ -56,11 +56,12 @@ class Links:
             statement_timeout_s=settings.statement_timeout_s,
         )
         pace = Pace()
-        wanted = 2 + settings.submit_links
-        links = [Link(target, pace, deadline_s=PATIENCE_S) for _ in range(min(wanted, settings.pool_max))]
-        self.reads = links[-1]
-        self.quick = links[-2] if len(links) > 2 else links[-1]
-        self.submits = links[: max(1, len(links) - 2)]
+        wanted = min(3 + settings.submit_links, settings.pool_max)
+        links = [Link(target, pace, deadline_s=PATIENCE_S) for _ in range(wanted)]
+        self.side = links[-1]
+        self.reads = links[-2] if wanted > 2 else links[-1]
+        self.quick = links[-3] if wanted > 3 else links[-1]
+        self.submits = links[: max(1, wanted - 3)]
         self._all = links
         if not settings.allow_unsafe:
             for link in self.submits:
@@ -86,22 +87,22 @@ class Door:
             return datetime.now(UTC)
 
         default = Limit.of(settings.rate, settings.burst)
-        self.reads = Reads(links.reads)
-        self.ring = KeyRing(links.quick, self.reads, pepper=settings.pepper, default=default)
-        self.types = KnownTypes(self.reads)
-        self.waiting = Waiting(self.reads)
-        hints = Hints(links.reads, SQL.schema)
+        reads, side = Reads(links.reads), Reads(links.side)
+        self.ring = KeyRing(links.quick, side, pepper=settings.pepper, default=default)
+        self.types = KnownTypes(side)
+        self.waiting = Waiting(reads)
+        hints = Hints(links.side)
         self.services = Services(
             jobs=Jobs(
                 types=self.types,
                 submitter=Submitter(links.submits, stored=hints.tell),
-                reads=self.reads,
+                reads=reads,
                 waiting=self.waiting,
                 now=now,
                 dice=os.urandom,
             ),
-            keys=Keys(self.reads, pepper=settings.pepper, now=now, dice=secrets.token_bytes),
-            health=Health(self.reads, allow_unsafe=settings.allow_unsafe),
+            keys=Keys(side, pepper=settings.pepper, now=now, dice=secrets.token_bytes),
+            health=Health(side, allow_unsafe=settings.allow_unsafe),
             max_wait_s=settings.max_wait_s,
             now=now,
         )
@@ -166,9 +167,7 @@ class Door:
 
     async def _read_body(self, call: Call) -> None:
         check_media_type(call.request)
-        stream = call.request.stream
-        assert isinstance(stream, DoorHttp)
-        if stream.arrived:
+        if call.request.door.arrived:
             call.body = await self._bodies.read(call.request)
             return
         self.flight.leave()
@@ -227,11 +226,6 @@ def create_app(settings: ApiSettings, strikes: Strikes) -> Sanic[Any, Any]:
 async def _unused(request: Any, **parts: str) -> None:
     """Stand in Sanic's table of routes; `Door` runs them."""
     raise AssertionError
-
-
-def routes_of(routes: Sequence[Route] = ROUTES) -> list[tuple[str, str]]:
-    """Return method and path of each route, for the manual and the tests."""
-    return [(route.method, route.path) for route in routes]
 
 
 def _max_connections() -> int:

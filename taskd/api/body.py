@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from taskd.api.http1 import DoorHttp, DoorRequest
+from taskd.api.http1 import DoorRequest
 from taskd.errors import Refused
 from taskd.model import payload
 
@@ -45,16 +45,15 @@ class Bodies:
             Refused: `too_large`, `request_timeout`, `bad_request`, or `overloaded` when the memory for
                 bodies is taken.
         """
-        stream = request.stream
-        assert isinstance(stream, DoorHttp)
-        if stream.arrived:
-            return await stream.read_body(self._max_body)
-        wanted = min(stream.request_bytes_left or self._max_body, self._max_body)
+        door = request.door
+        if door.arrived:
+            return await door.read_body(self._max_body)
+        wanted = self._max_body if door.rest == "chunked" else min(door.left, self._max_body)
         if wanted > self._free:
             raise Refused("overloaded", "too many bodies are on their way", headers={"Retry-After": "1"})
         self._free -= wanted
         try:
-            return await stream.read_body(self._max_body)
+            return await door.read_body(self._max_body)
         finally:
             self._free += wanted
 

@@ -11,13 +11,12 @@ import asyncio
 import logging
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from http import HTTPStatus
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from sanic.compat import Header
 from sanic.exceptions import SanicException
-from sanic.http import Http
-from sanic.http.constants import Stage
 from sanic.request import Request
 from sanic.server.protocols.http_protocol import HttpProtocol
 
@@ -59,10 +58,13 @@ class Handler(Protocol):
         ...
 
 
-class DoorRequest(Request):  # type: ignore[type-arg]
+class DoorRequest(Request):
     """One request with what the checks at the door found out about it."""
 
-    __slots__ = ("answer_by", "door_id", "extra", "started_at")
+    __slots__ = ("answer_by", "door", "door_id", "extra", "started_at")
+
+    door: DoorHttp
+    """What reads its body."""
 
     door_id: str
     """Its `X-Request-Id`."""
@@ -74,38 +76,52 @@ class DoorRequest(Request):  # type: ignore[type-arg]
     """Headers that its answer gets, whatever the answer is."""
 
 
-class DoorHttp(Http):
+class DoorHttp:
     """Reads requests of one connection and writes their answers, one after the other."""
 
-    __slots__ = ()
+    __slots__ = ("busy", "keep_alive", "left", "protocol", "rest", "waits", "without_body")
 
-    protocol: DoorProtocol
-    request: DoorRequest | None
+    def __init__(self, protocol: DoorProtocol) -> None:
+        self.protocol = protocol
+        self.keep_alive = True
+        self.busy = False
+        """Whether a request has been read and is being answered."""
+        self.rest: Literal["", "sized", "chunked"] = ""
+        """How what is left of the body is framed; empty when nothing is."""
+        self.left = 0
+        """Bytes that are left of a sized body."""
+        self.waits = False
+        """Whether the client waits for `100 Continue`."""
+        self.without_body = False
+        """Whether the answer goes without its body: the request was HEAD."""
 
-    async def http1(self) -> None:
+    async def serve(self) -> None:
         """Serve requests until the connection ends."""
         protocol = self.protocol
         handler: Handler = protocol.app.ctx.door
-        while self.keep_alive and self.stage is Stage.IDLE:
-            self.init_for_request()
-            if not self.recv_buffer:
+        while self.keep_alive:
+            self.rest, self.waits, self.without_body = "", False, False
+            if not protocol.recv_buffer:
                 await protocol.receive_more()
             if protocol.since is None:  # a request that came together with the one before
                 protocol.since = protocol.loop.time()
-            self.stage = Stage.REQUEST
             request: DoorRequest | None = None
+            request_id = handler.request_id()
             try:
-                request = self.request = await self._read_request(handler)
-                self.stage = Stage.HANDLER
-                answer = await handler.handle(request)
+                request = await self._read_request()
             except (Refused, SanicException) as refused:
-                answer = answers.error(_refused(refused), handler.request_id())
+                answer = answers.error(_refused(refused), request_id)
                 answer.close = True
-                self.stage = Stage.HANDLER
-            await self._write(answer, request, handler)
+            else:
+                self.busy = True
+                request.door_id = request_id
+                answer = await handler.handle(request)
+            await self._write(answer, request, request_id, handler.hsts)
+            self.busy = False
+            protocol.since = None
 
-    async def _read_request(self, handler: Handler) -> DoorRequest:
-        protocol, buffer = self.protocol, self.recv_buffer
+    async def _read_request(self) -> DoorRequest:
+        protocol, buffer = self.protocol, self.protocol.recv_buffer
         start = 0
         while True:
             while buffer[:2] == b"\r\n":  # RFC 9112, 2.2: empty lines before a request are skipped
@@ -125,23 +141,21 @@ class DoorHttp(Http):
             head = read_head(raw)
             protocol.last_head = (raw, head)
         self.keep_alive = head.keep_alive
-        self.head_only = head.method == "HEAD"
-        self.request_max_size = protocol.request_max_size
-        self.expecting_continue = head.waits
-        self.request_bytes = self.request_bytes_left = head.length or 0
-        self.request_body = "chunked" if head.chunked else bool(head.length) or None
+        self.without_body = head.method == "HEAD"
+        self.waits = head.waits
+        self.left = head.length or 0
+        self.rest = "chunked" if head.chunked else "sized" if head.length else ""
         request = DoorRequest(
             url_bytes=head.target.encode("ascii"),
             headers=Header(head.headers),
             version=f"1.{head.minor}",
             method=head.method,
-            transport=protocol.transport,
+            transport=protocol.transport,  # type: ignore[arg-type]
             app=protocol.app,
             head=raw,
         )
-        request.stream = self
+        request.door = self
         request.conn_info = protocol.conn_info
-        request.door_id = handler.request_id()
         request.started_at = protocol.loop.time() if protocol.since is None else protocol.since
         request.extra = []
         return request
@@ -149,9 +163,7 @@ class DoorHttp(Http):
     @property
     def arrived(self) -> bool:
         """Whether the whole body is in the buffer already, or there is none."""
-        if not self.request_body:
-            return True
-        return self.request_body is True and len(self.recv_buffer) >= self.request_bytes_left
+        return not self.rest or (self.rest == "sized" and len(self.protocol.recv_buffer) >= self.left)
 
     async def read_body(self, most: int) -> bytes:
         """Return the whole body.
@@ -160,13 +172,13 @@ class DoorHttp(Http):
             Refused: `too_large` as soon as it is known to be longer than `most`; `bad_request` for a
                 broken chunk; `request_timeout`.
         """
-        if not self.request_body:
+        if not self.rest:
             return b""
-        if self.request_body is True:
-            if self.request_bytes_left > most:
+        if self.rest == "sized":
+            if self.left > most:
                 raise _too_large(most)
             await self._go_on()
-            return await self._take(self.request_bytes_left, done=True)
+            return await self._take_rest()
         parts: list[bytes] = []
         total = 0
         await self._go_on()
@@ -179,35 +191,34 @@ class DoorHttp(Http):
                 raise self._broken()
         if await self._line(0) != b"":  # a trailer: nobody needs one, and it may be a smuggled request
             raise self._broken()
-        self.request_body = None
+        self.rest = ""
         return b"".join(parts)
 
     async def _go_on(self) -> None:
-        if self.expecting_continue:
-            self.expecting_continue = False
-            if not self.recv_buffer:
+        if self.waits:
+            self.waits = False
+            if not self.protocol.recv_buffer:
                 await self.protocol.send(b"HTTP/1.1 100 Continue\r\n\r\n")
 
-    async def _take(self, size: int, *, done: bool = False) -> bytes:
-        buffer = self.recv_buffer
-        if len(buffer) < size and size > _HIGH_WATER:
-            parts = []
-            left = size
-            while left:
-                if not buffer:
-                    await self.protocol.receive_more()
-                parts.append(bytes(buffer[:left]))
-                del buffer[: len(parts[-1])]
-                left -= len(parts[-1])
-            data = b"".join(parts)
-        else:
-            while len(buffer) < size:
-                await self.protocol.receive_more()
+    async def _take_rest(self) -> bytes:
+        data = await self._take(self.left)
+        self.rest, self.left = "", 0
+        return data
+
+    async def _take(self, size: int) -> bytes:
+        buffer = self.protocol.recv_buffer
+        if len(buffer) >= size:
             data = bytes(buffer[:size])
             del buffer[:size]
-        if done:
-            self.request_body, self.request_bytes_left = None, 0
-        return data
+            return data
+        parts = []
+        while size:
+            if not buffer:
+                await self.protocol.receive_more()
+            parts.append(bytes(buffer[:size]))
+            del buffer[:size]
+            size -= len(parts[-1])
+        return b"".join(parts)
 
     async def _chunk_size(self) -> int:
         match = _CHUNK.fullmatch(await self._line(100))
@@ -217,7 +228,7 @@ class DoorHttp(Http):
 
     async def _line(self, most: int) -> bytes:
         """Return the line that comes next, without its end; one longer than `most` bytes is broken."""
-        buffer = self.recv_buffer
+        buffer = self.protocol.recv_buffer
         while (end := buffer.find(b"\r\n", 0, most + 2)) < 0:
             if len(buffer) >= most + 2:
                 raise self._broken()
@@ -230,12 +241,10 @@ class DoorHttp(Http):
         self.keep_alive = False
         return Refused("bad_request", "the body's chunks are broken")
 
-    async def _write(self, answer: Answer, request: DoorRequest | None, handler: Handler) -> None:
-        rest = self.request_body
-        small = rest is True and self.request_bytes_left <= SMALL and not self.expecting_continue
-        if answer.close or (rest and not small) or self.protocol.ended:
+    async def _write(self, answer: Answer, request: DoorRequest | None, request_id: str, hsts: bool) -> None:
+        small = self.rest == "sized" and self.left <= SMALL and not self.waits
+        if answer.close or (self.rest and not small) or self.protocol.ended:
             self.keep_alive = False
-        request_id = handler.request_id() if request is None else request.door_id
         lines = [
             f"HTTP/1.1 {answer.status} {_REASONS.get(answer.status, '')}",
             f"X-Request-Id: {request_id}",
@@ -246,35 +255,34 @@ class DoorHttp(Http):
         if answer.status != 204:
             lines.append(f"Content-Type: {answers.JSON}")
             lines.append(f"Content-Length: {len(answer.body)}")
-        if handler.hsts:
+        if hsts:
             lines.append("Strict-Transport-Security: max-age=31536000")
         lines += [f"{name}: {value}" for name, value in answer.headers]
         if request is not None:
             lines += [f"{name}: {value}" for name, value in request.extra]
         head = "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n"
-        await self.protocol.send(head if self.head_only else head + answer.body)
-        self.stage = Stage.IDLE
-        if rest and self.keep_alive:
+        await self.protocol.send(head if self.without_body else head + answer.body)
+        if self.rest and self.keep_alive:
             try:
-                await self._take(self.request_bytes_left, done=True)
+                await self._take_rest()
             except Refused:
                 self.keep_alive = False
-        elif rest or (request is None and not self.protocol.ended):
+        elif self.rest or (request is None and not self.protocol.ended):
             await self.protocol.linger()
-        self.protocol.since = None
 
 
 class DoorProtocol(HttpProtocol):
     """One connection, with a deadline for each request that `look` enforces."""
 
-    HTTP_CLASS = DoorHttp
-    __slots__ = ("cut", "discarded", "ended", "last_head", "on_end", "paused", "since")
+    __slots__ = ("cut", "discarded", "door", "ended", "last_head", "on_end", "paused", "since")
 
     app: Any
-    _http: DoorHttp | None
+    recv_buffer: bytearray
+    door: DoorHttp | None
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self.door = None
         self.since: float | None = None
         """When the first byte of the request under way was seen; None while none is."""
         self.cut = False
@@ -294,25 +302,25 @@ class DoorProtocol(HttpProtocol):
         if len(self.connections) >= handler.max_connections:
             transport.abort()
             return
-        super().connection_made(transport)
+        super().connection_made(transport)  # type: ignore[no-untyped-call]
         self._time = self.loop.time()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End what runs for the connection."""
         if self.conn_info is not None:  # None: refused at once
-            super().connection_lost(exc)
+            super().connection_lost(exc)  # type: ignore[no-untyped-call]
 
     async def connection_task(self) -> None:
         """Serve the connection; whatever happens, it ends closed and logged."""
         try:
-            self._http = DoorHttp(self)
-            await self._http.http1()
+            self.door = DoorHttp(self)
+            await self.door.serve()
         except (asyncio.CancelledError, Ended):
             pass
         except Exception:  # an edge: a defect must not be lost with its connection
             log.exception("connection failed")
         finally:
-            self._http = None
+            self.door = None
             self._task = None
             self.close()
 
@@ -364,10 +372,8 @@ class DoorProtocol(HttpProtocol):
             self.transport.resume_reading()
         if not self.ended:
             self._data_received.clear()
-            try:
+            with suppress(TimeoutError):
                 await asyncio.wait_for(self._data_received.wait(), LINGER_S)
-            except TimeoutError:
-                pass
 
     def data_received(self, data: bytes) -> None:
         """Keep what came, up to a bound beyond which the socket is not read."""
@@ -395,22 +401,18 @@ class DoorProtocol(HttpProtocol):
 
     def look(self, now: float, request_timeout_s: float) -> None:
         """Enforce the deadlines; called about twice a second."""
-        http = self._http if hasattr(self, "_http") else None
-        if http is None or self.transport is None:
+        door = self.door
+        if door is None or self.transport is None:
             return
         if not self._can_write.is_set():
             if now - self._time > request_timeout_s:  # it does not read its answers
-                self.abort()
-        elif http.stage is Stage.IDLE and self.since is None:
+                self.abort()  # type: ignore[no-untyped-call]
+        elif self.since is None:
             if now - self._time > self.keep_alive_timeout:
                 self.close()
-        elif (
-            self.since is not None
-            and now - self.since > request_timeout_s
-            and (http.stage is Stage.REQUEST or http.request_body or http.stage is Stage.IDLE)
-        ):
+        elif (not door.busy or door.rest) and now - self.since > request_timeout_s:
             if self.cut and now - self.since > 2 * request_timeout_s:
-                self.abort()
+                self.abort()  # type: ignore[no-untyped-call]
             self.cut = True
             self._data_received.set()
 

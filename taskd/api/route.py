@@ -9,7 +9,7 @@ from datetime import datetime
 from urllib.parse import parse_qsl, unquote
 
 from taskd.api.answers import Answer
-from taskd.api.http1 import DoorHttp, DoorRequest
+from taskd.api.http1 import DoorRequest
 from taskd.errors import Refused
 from taskd.service.health import Health
 from taskd.service.jobs import Jobs
@@ -118,16 +118,15 @@ class Call:
     async def hold(self, waiting: Awaitable[None]) -> None:
         """Await `waiting`, but no longer than the client is there; the database has its time anew then."""
         task = asyncio.ensure_future(waiting)
-        stream = self.request.stream
-        assert isinstance(stream, DoorHttp)
-        stream.protocol.on_end = task.cancel
+        protocol = self.request.door.protocol
+        protocol.on_end = task.cancel
         self.flight.leave()
         try:
-            if not stream.protocol.ended:
+            if not protocol.ended:
                 await asyncio.wait({task})
         finally:
             self.flight.back()
-            stream.protocol.on_end = None
+            protocol.on_end = None
             task.cancel()
         self.renew()
 

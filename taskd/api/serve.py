@@ -28,6 +28,7 @@ from taskd.api.settings import ApiSettings, settings_of
 from taskd.api.strikes import Strikes, make_table
 from taskd.errors import StoreUnavailable, TaskdError, UnsafeDatabase
 from taskd.obs.log import setup
+from taskd.obs.redact import REDACTOR
 from taskd.process.environment import NODE_VARIABLE, child_env
 from taskd.process.family import Family, Member, Spec
 from taskd.process.keeper import Keeper
@@ -130,7 +131,7 @@ class Api:
         for keeper in self._keepers:
             keeper.end()
             if keeper.member is not None:
-                keeper.member.signal(signal.SIGTERM)
+                keeper.member.send(signal.SIGTERM)
         if self._tasks:
             waits: set[asyncio.Future[Any]] = {asyncio.gather(*self._tasks, return_exceptions=True)}
             if quick is not None:
@@ -227,7 +228,10 @@ async def serve(settings: ApiSettings, environ: Mapping[str, str]) -> int:
                 shown = ", ".join(f"{host} port {port}" for host, port in api.addresses)
                 log.info("serving", extra={"address": shown, "workers": settings.workers})
                 notify.ready(f"serving on {shown}")
-            await drain
+            while not drain.done():
+                notify.watchdog()
+                every_s = None if notify.watchdog_s is None else notify.watchdog_s / 2
+                await asyncio.wait({drain}, timeout=every_s)
         finally:
             ready.cancel()
             notify.stopping("draining")
@@ -259,7 +263,7 @@ async def serve_child(
         loop.add_signal_handler(number, lambda: quick.set() if stop.is_set() else stop.set())
     app = create_app(settings, Strikes(strikes))
     door: Door = app.ctx.door
-    servers = [
+    servers: list[Any] = [
         await app.create_server(
             sock=listener,
             protocol=DoorProtocol,
@@ -361,6 +365,7 @@ def child_main(argv: Sequence[str]) -> int:
     pipe = socket.socket(fileno=args.pipe)
     settings = _read_settings(pipe)
     pipe.setblocking(False)
+    REDACTOR.hide(settings.database_url)
     setup(settings.log_level, settings.log_format, sys.stderr, os.environ)  # type: ignore[arg-type]
     sockets = [socket.socket(fileno=fd) for fd in args.fd]
     uvloop.run(serve_child(settings, sockets, args.strikes, pipe))

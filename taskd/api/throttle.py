@@ -154,7 +154,7 @@ class Throttle:
                 if all(ticket.answer.done() for ticket in batch):
                     return
                 await pause(link, tries, until, error)
-        for (want, tickets), taken in zip(groups, answers, strict=True):
+        for (_, tickets), taken in zip(groups, answers, strict=True):
             if len(tickets) == 1:
                 tickets[0].tell(taken)
                 continue

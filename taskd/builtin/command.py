@@ -77,8 +77,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     command: list[str]
     params: dict[str, str | dict[str, Any]] = {}
     """What each parameter must match in full, or its JSON Schema. One with a `default` may be left out."""
-    success_codes: list[int] = [0]
-    no_retry_codes: list[int] = []
+    success_codes: tuple[int, ...] = (0,)
+    no_retry_codes: tuple[int, ...] = ()
     env: dict[str, str] = {}
     """Added to PATH, HOME, LANG, TZ, TMPDIR and the job's own TASKD_* variables."""
     cwd: str = "/"

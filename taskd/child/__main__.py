@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import os
 import socket
 import sys
@@ -26,6 +27,8 @@ from taskd.child.stage import Stage
 from taskd.model.payload import clean_text
 from taskd.obs.redact import REDACTOR
 from taskd.wire import Broken, Describe, Reader, Ready, Setup, ToChild
+
+_log = logging.getLogger("taskd.child")
 
 _USAGE = "usage: python -m taskd.child --fd N | --describe | --check"
 _MAX_PROBLEM = 8 * 1024
@@ -70,8 +73,9 @@ def _work(number: int) -> int:
     if setup.isolation == "async":
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(_loop_child(pipe, reader, setup, stage, messages))
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return _solo_child(pipe, reader, setup, stage, runner, messages)
+    # Not closed at the end: a job may have left it nothing to close itself with.
+    runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
+    return _solo_child(pipe, reader, setup, stage, runner, messages)
 
 
 def _setup(pipe: socket.socket, reader: Reader) -> tuple[Setup, list[object]]:
@@ -119,7 +123,10 @@ def _solo_child(
     _settle_memory()
     child.outbox.put(Ready(os.getpid()))
     child.work(lanes, messages)
-    runner.run(stage.close())
+    try:
+        runner.run(stage.close())
+    except OSError:  # a job has used up all descriptors; every run was answered
+        _log.warning("taskd_child_stopping could not be called", exc_info=True)
     return 0
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from taskd import __version__
-from taskd.cli.session import Session, config_option, json_option
+from taskd.cli.session import Group, Session, json_option
 from taskd.errors import ConfigError, Refused, TaskdError
 
 _MODULES = {
@@ -38,7 +38,7 @@ _LATER = frozenset({"rate_limited", "backlog_full", "not_ready", "overloaded", "
 """Refusals that pass by themselves."""
 
 
-class Root(click.Group):
+class Root(Group):
     """The group of all commands: finds their modules, and shows what they raise."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -88,7 +88,6 @@ def exit_status(error: TaskdError) -> int:
     "78 configuration.",
 )
 @click.version_option(__version__, prog_name="taskd", message="%(prog)s %(version)s")
-@config_option
 @json_option
 @click.pass_context
 def main(ctx: click.Context) -> None:

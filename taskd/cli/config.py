@@ -78,8 +78,10 @@ def show_(session: Session, /, sources: bool) -> None:
 def _members(config: Config) -> Iterator[tuple[str, str, str]]:
     """Yield path, value as YAML, and `FILE:LINE` or `default` of each key."""
     for path, value, hint in _walk("", config.tree):
-        line = config.lines.get(path)
-        yield path, _shown(path, value, hint), "default" if line is None else f"{config.file}:{line}"
+        source = f"{config.file}:{config.lines[path]}" if path in config.lines else "default"
+        if path == "database.url" and config.tree.database.source not in (None, "url"):
+            source = f"database.{config.tree.database.source}"
+        yield path, _shown(path, value, hint), source
 
 
 def _walk(path: str, section: Any) -> Iterator[tuple[str, Any, Any]]:

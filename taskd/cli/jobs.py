@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING
 from uuid import UUID
 
@@ -14,7 +15,7 @@ from taskd.errors import Refused
 
 if TYPE_CHECKING:
     from taskd.model.job import Job
-    from taskd.store.pool import Connection
+    from taskd.store.pool import Connection, Link
 
 STATUSES = ("scheduled", "pending", "processing", "completed", "failed", "cancelled")
 
@@ -89,20 +90,18 @@ def list_(
 
     only = rows.Filter(type=type_, status=status, tag=tag, unique_key=unique_key, since=since, until=until)
 
-    async def work(conn: Connection) -> tuple[list[Job], dict[str, tuple[str, ...]]]:
+    async def work(link: Link) -> tuple[list[Job], dict[str, tuple[str, ...]]]:
         found: list[Job] = []
-        before = rows.LAST_ID
-        while len(found) < limit:
-            page = await rows.list_(
-                conn, client=None, only=only, before=before, limit=min(limit - len(found), 200)
-            )
+        before: UUID | None = rows.LAST_ID
+        while before is not None and len(found) < limit:
+            most = min(limit - len(found), 200)
+            page = await link.run(partial(rows.list_, client=None, only=only, before=before, limit=most))
             found += page.jobs
-            if page.before is None:
-                break
             before = page.before
-        return found, {one.info.name: one.info.secrets for one in await types.known(conn)}
+        known = await link.run(types.known)
+        return found, {one.info.name: one.info.secrets for one in known}
 
-    found, secrets = session.run(work)
+    found, secrets = session.serve(work)
     if session.json:
         show.echo_json([answers.job(one, secrets=secrets.get(one.type, ())) for one in found])
         return

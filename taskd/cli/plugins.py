@@ -109,7 +109,7 @@ def load(config: Config, environ: Mapping[str, str], *, node: str = "") -> tuple
     answers = asyncio.run(
         describe([source.plugin for source in wanted], argv=CHILD, env=child_env(environ, node))
     )
-    problems, warnings = _judge(config, wanted, answers)
+    problems, warnings = judge(config, wanted, answers)
     if problems:
         raise ConfigError(config.file, problems)
     answers = [_with_defaults(answer, config.tree) for answer in answers]
@@ -126,9 +126,10 @@ def load(config: Config, environ: Mapping[str, str], *, node: str = "") -> tuple
     return _only(registry, config.tree.workers.types), warnings
 
 
-def _judge(
+def judge(
     config: Config, wanted: Sequence[Source], answers: Sequence[Answer]
 ) -> tuple[list[Problem], list[str]]:
+    """Return the problems of the file that `answers` are, and warnings of plugins that are left out."""
     problems: list[Problem] = []
     warnings: list[str] = []
     for source, answer in zip(wanted, answers, strict=True):

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import random
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -99,10 +100,14 @@ def api(ctx: click.Context, /, embedded: str | None) -> None:
 
 
 def begin() -> None:
-    """Do what a daemon does first: die with the `taskd up` that started it, if one did."""
+    """Do what a daemon does first: die with the `taskd up` that started it, if one did; heed SIGTERM.
+
+    Until the daemon listens to signals itself there is nothing to drain: it ends at once, with exit status 0.
+    """
     from taskd.process.prctl import follow_supervisor
 
     follow_supervisor(os.environ)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
 
 
 @contextmanager

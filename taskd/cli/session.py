@@ -94,12 +94,15 @@ def _set_json(ctx: click.Context, param: click.Parameter, value: bool) -> None:
         ctx.ensure_object(Session).json = True
 
 
-_CONFIG_HELP = f"The configuration (default: ${VARIABLE}, else {DEFAULT_FILE})."
+def _config_option() -> click.Option:
+    return click.Option(
+        ["--config"],
+        metavar="FILE",
+        expose_value=False,
+        callback=_set_file,
+        help=f"The configuration (default: ${VARIABLE}, else {DEFAULT_FILE}).",
+    )
 
-config_option = click.option(
-    "--config", metavar="FILE", expose_value=False, callback=_set_file, help=_CONFIG_HELP
-)
-"""`--config FILE`; commands made with `Command` have it by themselves."""
 
 json_option = click.option(
     "--json", is_flag=True, expose_value=False, callback=_set_json, help="Answer in JSON."
@@ -112,11 +115,7 @@ class Command(click.Command):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.params.append(
-            click.Option(
-                ["--config"], metavar="FILE", expose_value=False, callback=_set_file, help=_CONFIG_HELP
-            )
-        )
+        self.params.append(_config_option())
 
 
 class Group(click.Group):
@@ -126,8 +125,4 @@ class Group(click.Group):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.params.append(
-            click.Option(
-                ["--config"], metavar="FILE", expose_value=False, callback=_set_file, help=_CONFIG_HELP
-            )
-        )
+        self.params.append(_config_option())

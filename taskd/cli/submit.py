@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-import msgspec
 
 from taskd.cli.session import ANSWER_S, Command, Session
 
@@ -95,24 +94,24 @@ def submit(
         ctx.exit(1)
 
 
-def _payload(params: Sequence[str], source: str | None) -> msgspec.Raw:
+def _payload(params: Sequence[str], source: str | None) -> bytes:
     """Return the JSON text of the payload, as it was given or made of `params`.
 
     Raises:
         click.UsageError: it is given in both ways, or a member has no `=`.
     """
     if source is None:
-        return msgspec.Raw(json.dumps(dict([_member(param) for param in params])).encode())
+        return json.dumps(dict([_member(param) for param in params])).encode()
     if params:
         raise click.UsageError("give the payload by -p or by --json, not by both")
     if source == "-":
-        return msgspec.Raw(sys.stdin.buffer.read())
+        return sys.stdin.buffer.read()
     if source.startswith("@"):
         try:
-            return msgspec.Raw(Path(source[1:]).read_bytes())
+            return Path(source[1:]).read_bytes()
         except OSError as error:
             raise click.UsageError(f"{source[1:]}: {error.strerror}") from None
-    return msgspec.Raw(source.encode("utf-8", "surrogateescape"))
+    return source.encode("utf-8", "surrogateescape")
 
 
 def _member(param: str) -> tuple[str, Any]:
@@ -126,17 +125,19 @@ def _member(param: str) -> tuple[str, Any]:
 
 
 def _body(
-    type_: str, payload: msgspec.Raw, tags: Sequence[str], options: Mapping[str, str | float | None]
+    type_: str, payload: bytes, tags: Sequence[str], options: Mapping[str, str | float | None]
 ) -> bytes:
     """Return the body that `POST /jobs` would get for this.
 
     Raises:
         Refused: the payload is no JSON.
     """
+    import msgspec
+
     from taskd.model.payload import parse
 
-    parse(bytes(payload), above=0)  # alone first: a `}` in it must not end our object
-    members: dict[str, object] = {"type": type_, "payload": payload}
+    parse(payload, above=0)  # alone first: a `}` in it must not end our object
+    members: dict[str, object] = {"type": type_, "payload": msgspec.Raw(payload)}
     members |= {name: value for name, value in options.items() if value is not None}
     if tags:
         members["tags"] = list(tags)

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("taskd.cli.up")
 
-DAEMONS = ("api", "worker")
+DAEMONS = ("worker", "api")
+HEAD_START_S = 5.0
+"""How long the API waits for the worker, in seconds: an API that starts later knows its job types at once."""
 PATIENCE_S = 25.0
 """How much longer than `workers.drain_timeout` the daemons may take to end, in seconds."""
 LOOK_S = 1.0
@@ -66,7 +68,7 @@ def up(ctx: click.Context, /) -> None:
 
 @contextmanager
 def _server(config: Config, environ: Mapping[str, str]) -> Iterator[EmbeddedPG | None]:
-    """Run the embedded server, if one is needed; TERM while it starts ends it, too."""
+    """Run the embedded server, if one is needed."""
     from taskd.cli.settings import embedded_home
     from taskd.embedded import EmbeddedPG
 
@@ -74,17 +76,15 @@ def _server(config: Config, environ: Mapping[str, str]) -> Iterator[EmbeddedPG |
     if database.url is not None:
         yield None
         return
-    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
-    try:
-        home = embedded_home(environ)
-        with EmbeddedPG(home, bindir=database.bindir) as server:
-            how = "adopted: it ran before, and goes on after this" if server.adopted else "started"
-            log.info(
-                "embedded PostgreSQL is in use", extra={"how": how, "folder": str(home), "pid": server.pid}
-            )
+    home = embedded_home(environ)
+    with EmbeddedPG(home, bindir=database.bindir) as server:
+        how = "adopted: it ran before, and goes on after this" if server.adopted else "started"
+        log.info("embedded PostgreSQL is in use", extra={"how": how, "folder": str(home), "pid": server.pid})
+        try:
             yield server
-    finally:
-        signal.signal(signal.SIGTERM, before)
+        finally:  # a further signal must not keep it from being stopped
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class Tree:
@@ -101,11 +101,16 @@ class Tree:
         self._ears: dict[str, Ear] = {}
         self._keepers: dict[str, Keeper] = {}
         self._ready: set[str] = set()
+        self._failed = asyncio.Event()
+        self._go_on = asyncio.Event()
+        self._draining = False
+        self._status = 0
 
     async def run(self) -> int:
         """Keep both daemons alive until the first TERM or INT, then drain; return the exit status.
 
-        A daemon that can't work with its configuration (exit 78) ends the other one, too.
+        A daemon that ends before it was ever ready, or with exit status 78, ends the other one, too: the
+        status is then its own. One that dies later is started again.
         """
         from taskd.process.family import Family
         from taskd.process.signals import Signals
@@ -116,15 +121,15 @@ class Tree:
             for name in DAEMONS:
                 self._keepers[name] = self._keeper(name, family)
                 self._ears[name] = Ear(lambda name=name: self._is_ready(name), self._keepers[name])  # type: ignore[misc]
-            lives = [asyncio.create_task(keeper.run(), name=name) for name, keeper in self._keepers.items()]
+            lives = [asyncio.create_task(self._live(name), name=name) for name in DAEMONS]
             draining = asyncio.create_task(signals.draining.wait())
             watch = asyncio.create_task(self._watch(family))
-            tasks: list[asyncio.Task[Any]] = [draining, watch, *lives]
+            failed = asyncio.create_task(self._failed.wait())
+            tasks: list[asyncio.Task[Any]] = [draining, watch, failed, *lives]
             try:
                 await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
                 if watch.done():
                     watch.result()  # the embedded server died and does not come up again
-                status = 0 if draining.done() else self._broken(lives)
                 await self._drain(lives, signals)
             finally:
                 for task in tasks:
@@ -133,13 +138,14 @@ class Tree:
                 await family.kill()
                 for ear in self._ears.values():
                     ear.close()
-        return status
+        return self._status
 
     async def _drain(self, lives: list[asyncio.Task[Exit | None]], signals: Signals) -> None:
         """Ask both to end and wait; a second signal is handed on, so that they skip their waits."""
         until = self._config.tree.workers.drain_timeout.total_seconds() + PATIENCE_S
         self._notifier.stopping("draining")
         self._notifier.extend(until + 10)
+        self._draining = True
         self._tell()
         ended: asyncio.Future[Any] = asyncio.gather(*lives)
         quick: asyncio.Future[Any] = asyncio.create_task(signals.quick.wait())
@@ -156,19 +162,20 @@ class Tree:
             with suppress(asyncio.CancelledError):
                 await ended
 
-    def _broken(self, lives: list[asyncio.Task[Exit | None]]) -> int:
-        """Return the exit status for a daemon that ended for good by itself."""
-        from taskd.process.keeper import EX_CONFIG
-
-        ended = [life.result() for life in lives if life.done()]
-        return EX_CONFIG if any(end is not None and end.code == EX_CONFIG for end in ended) else 1
-
     # -- the daemons -----------------------------------------------------------------------------------
 
     def _keeper(self, name: str, family: Family) -> Keeper:
-        from taskd.process.keeper import Keeper
+        from taskd.process.keeper import EX_CONFIG, Keeper
 
-        return Keeper(family, lambda: self._spec(name))
+        return Keeper(
+            family, lambda: self._spec(name), ended=lambda member, end: self._ended(name, end, EX_CONFIG)
+        )
+
+    async def _live(self, name: str) -> Exit | None:
+        if name == "api":
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._go_on.wait(), HEAD_START_S)
+        return await self._keepers[name].run()
 
     def _spec(self, name: str) -> Spec:
         from taskd.process.family import Spec
@@ -181,7 +188,15 @@ class Tree:
         env["NOTIFY_SOCKET"] = self._ears[name].address
         return Spec(name=name, argv=argv, env=supervised(env))
 
+    def _ended(self, name: str, end: Exit, for_good: int) -> None:
+        if self._draining or (name in self._ready and end.code != for_good):
+            return
+        log.error("daemon can't start", extra={"daemon": name, "exit": str(end)})
+        self._status = end.code or 1
+        self._failed.set()
+
     def _tell(self) -> None:
+        self._go_on.set()
         for keeper in self._keepers.values():
             keeper.end()
             if keeper.member is not None:
@@ -192,6 +207,7 @@ class Tree:
         if name in self._ready:
             return
         self._ready.add(name)
+        self._go_on.set()
         log.info("daemon is ready", extra={"daemon": name})
         if len(self._ready) == len(DAEMONS):
             self._notifier.ready("API and worker are ready")
@@ -212,6 +228,7 @@ class Tree:
                 log.error("embedded PostgreSQL has died; it is started again")
                 self._server.start()  # here, in the main thread: all stands still for its recovery
                 self._spare(family)
+                log.warning("embedded PostgreSQL runs again", extra={"pid": self._server.pid})
 
 
 class Ear:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -19,9 +20,13 @@ from taskd.model.jobtype import TypeInfo
 from taskd.obs.metrics import Metrics
 from taskd.store import leases
 from taskd.store.leases import Claimed, Haul, Lane, Want
-from taskd.store.pool import Link
+from taskd.store.pool import Link, may_be_done
 
 POLL_S = 1.0
+GATHER_S = 0.02
+"""How long a claim for few jobs waits for more slots while children have plenty in hand."""
+STEP_S = 0.5
+"""A step back of the database clock from which on it counts; smaller ones are covered by the lanes."""
 FORGET_S = 600.0
 """How long a claim without an answer is looked for: its statement may still be waiting in the server."""
 
@@ -52,14 +57,16 @@ class Claimer:
         self._take = take
         self._unsettled = unsettled
         self._served = sorted(name for name, info in infos.items() if info.enabled)
-        self._limited = frozenset(name for name, info in infos.items() if info.limited)
         self._serial = 0
         self._node: int | None = None
         self._wake = asyncio.Event()
         self._hungry = False
-        """Whether the last claim got all that it asked for: there may be more."""
+        """Whether there may be jobs for slots that come free: the last claim got all that it asked for,
+        or could not ask for some type."""
         self._discovered_at = -POLL_S
         self._claimed_at = 0.0
+        self._clock_ahead_s = -math.inf
+        """What the database clock was ahead of ours at the last claim, at least."""
         self._busy = asyncio.Lock()
         self.lost: dict[int, float] = {}
         """Claims of this incarnation whose answer never came, and when that was seen."""
@@ -111,9 +118,10 @@ class Claimer:
         if not demands:
             self._hungry = True
             return POLL_S
-        if self._hungry and sum(demand.most for demand in demands.values()) < self._slots.held // 4:
-            return POLL_S  # children have plenty in hand: a larger claim costs no more
         now = time.monotonic()
+        gather_s = self._claimed_at + GATHER_S - now
+        if gather_s > 0 and sum(demand.most for demand in demands.values()) < self._slots.held // 4:
+            return gather_s  # children have plenty in hand, and a larger claim costs no more
         look = now - self._discovered_at >= POLL_S * 0.9
         turn = self._serial % len(demands)
         order = [*demands][turn:] + [*demands][:turn]  # each type is first in its turn
@@ -127,22 +135,33 @@ class Claimer:
             floors=floors,
             demands=demands,
             budgets=budgets,
-            limited=[name for name in demands if name in self._limited],
             served=self._served if look else None,
         )
         try:
             haul = await self._link.run(lambda conn: leases.claim(conn, node=node, claim=serial, want=want))
         except (StoreUnavailable, BadRow) as error:
-            if not self.lost:
-                log.warning("claim got no answer", extra={"error": str(error)})
-            self.lost[serial] = now
+            if may_be_done(error):
+                if not self.lost:
+                    log.warning("claim got no answer", extra={"error": str(error)})
+                self.lost[serial] = now
             return max(self._link.wait_s, 0.1)
         done = time.monotonic()
         if look:
             self._discovered_at = now
-        self._slots.measured(done - now, done - self._claimed_at, demands)
+        self._slots.measured(done - now, done)
         self._claimed_at = done
-        return self._taken(haul, want)
+        pause_s = self._taken(haul, want)
+        if self._stepped_back(haul.at_s, now, done):
+            # Jobs stored since then carry times that lie before the floors.
+            log.warning("the clock of the database went back")
+            self._lanes.forget()
+            return 0.0
+        return pause_s
+
+    def _stepped_back(self, at_s: float, sent: float, answered: float) -> bool:
+        """Whether the database clock lost time against ours since the last claim, by more than it may."""
+        before, self._clock_ahead_s = self._clock_ahead_s, at_s - answered
+        return at_s - sent < before - STEP_S
 
     def _taken(self, haul: Haul, want: Want) -> float:
         self._lanes.move(haul.floors)
@@ -158,7 +177,7 @@ class Claimer:
         budgets = list(want.budgets)
         for type_, count in got.items():
             budgets[want.demands[type_].pool] -= count
-        self._hungry = any(
+        self._hungry = len(want.demands) < self._slots.complete or any(
             count
             >= min(
                 want.demands[type_].most,
@@ -166,8 +185,8 @@ class Claimer:
             )
             for type_, count in got.items()
         )
-        if haul.new_lanes or self._hungry:
-            return 0.0 if haul.new_lanes else self._jittered()
+        if haul.new_lanes:
+            return 0.0
         if haul.due_in_s is not None:
             return max(0.0005, min(haul.due_in_s, self._jittered()))
         return self._jittered()

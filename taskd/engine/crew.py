@@ -13,7 +13,9 @@ import asyncio
 import logging
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -40,6 +42,10 @@ WATCH_S = 0.2
 IDLE_S = 60.0
 """A spare process child that had nothing to do for this long ends."""
 STOP_GRACE_S = 5.0
+FRAME_BYTES = 8 * 1024 * 1024
+"""Payload bytes in one frame to a child, about."""
+AGAIN_S = 1.0
+"""Pause before a child is started again whose keeper took its last exit for a refusal to work."""
 
 Kind = Literal["async", "process", "lone"]
 
@@ -112,6 +118,9 @@ class Child(asyncio.Protocol):
         self.started: dict[int, Run] = {}
         self.ready = False
         self.stopping = False
+        self.leaving = False
+        """It hands back what it gets, by its own decision: it is about to end."""
+        self.of_type: Counter[str] = Counter()
         self.idle_since = time.monotonic()
         self._reader = wire.Reader(wire.ToSupervisor)
         self._transport: asyncio.Transport | None = None
@@ -137,10 +146,52 @@ class Child(asyncio.Protocol):
         self._outbox.append(message)
 
     def flush(self) -> None:
-        """Send what `send` queued."""
+        """Send what `send` queued, in frames far below what the other side takes for broken."""
         if self._outbox and self._transport is not None and not self._transport.is_closing():
-            self._transport.write(wire.frame(self._outbox))
+            batch: list[msgspec.Struct] = []
+            size = 0
+            for message in self._outbox:
+                size += memoryview(message.payload).nbytes if type(message) is wire.Start else 0
+                batch.append(message)
+                if size > FRAME_BYTES:
+                    self._transport.write(wire.frame(batch))
+                    batch, size = [], 0
+            if batch:
+                self._transport.write(wire.frame(batch))
             self._outbox = []
+
+    def add(self, run: Run) -> None:
+        """Have this child run it; `flush` sends it."""
+        job = run.job
+        self.runs[run.handle] = run
+        self.of_type[job.type] += 1
+        self.send(
+            wire.Start(
+                run.handle,
+                job.type,
+                job.id,
+                job.attempts + 1,
+                job.max_attempts,
+                run.timeout_s,
+                job.client,
+                msgspec.Raw(job.payload.encode()),
+            )
+        )
+
+    def remove(self, handle: int) -> Run | None:
+        """Take a run that has ended off this child."""
+        run = self.runs.pop(handle, None)
+        self.started.pop(handle, None)
+        if run is not None:
+            self.of_type[run.job.type] -= 1
+        return run
+
+    def last_words(self) -> None:
+        """Hear what the process said before it died: its death may be seen first."""
+        pipe = None if self.member is None else self.member.pipe
+        with suppress(OSError):
+            while pipe is not None and (data := pipe.recv(256 * 1024)):
+                self.data_received(data)
 
     def kill(self) -> None:
         """Kill the process with all that it started; its end is dealt with when it is seen."""
@@ -192,6 +243,8 @@ class Crew:
         self._handle = 0
         self._number = 0
         self._draining = False
+        self._held_off = False
+        self._tried: set[int] = set()
         self._groups: dict[tuple[str, Kind], Group] = {}
         by_pool: dict[tuple[str, Kind], list[str]] = {}
         for name, info in settings.infos.items():
@@ -212,10 +265,8 @@ class Crew:
 
     async def ready(self) -> None:
         """Wait until every child started so far is ready or has died once."""
-        while (
-            any(not child.ready for group in self._groups.values() for child in group.children.values())
-            and not self._draining
-        ):
+        first = {child.number for child in self._all()}
+        while not first <= self._tried:
             await asyncio.sleep(0.005)
 
     def _add_child(self, group: Group) -> Child:
@@ -235,9 +286,17 @@ class Crew:
         child = Child(self, group, number)
         group.children[number] = child
         group.keepers[number] = keeper
-        group.tasks[number] = asyncio.get_running_loop().create_task(keeper.run())
+        group.tasks[number] = asyncio.get_running_loop().create_task(self._keep(group, number, keeper))
         self._set_up(child)
         return child
+
+    async def _keep(self, group: Group, number: int, keeper: Keeper) -> None:
+        await keeper.run()
+        # A keeper gives up at exit code 78, which here may come from a job: nothing that a job does may
+        # leave the pool without a child.
+        while number in group.keepers and not self._draining:
+            await asyncio.sleep(AGAIN_S)
+            await keeper.run()
 
     def _set_up(self, child: Child) -> None:
         group = child.group
@@ -287,7 +346,9 @@ class Crew:
 
     def _ended(self, group: Group, number: int, member: Member, exit: Exit) -> None:
         child = group.children.pop(number)
+        child.last_words()
         child.close()
+        self._tried.add(number)
         # The keeper starts the next one; until it is there the group may have no child at all.
         self._open_or_close(group)
         self._bury(child, exit)
@@ -301,7 +362,9 @@ class Crew:
 
     def _open_or_close(self, group: Group) -> None:
         if group.kind != "lone":
-            is_open = any(child.ready and not child.stopping for child in group.children.values())
+            is_open = any(
+                child.ready and not child.stopping and not child.leaving for child in group.children.values()
+            )
             self._slots.set_open(group.pool, group.kind, is_open)
 
     # -- jobs in ---------------------------------------------------------------------------------------
@@ -317,23 +380,12 @@ class Crew:
                 continue
             self._handle += 1
             run = Run(job, info, self._handle)
-            child = None if self._draining else self._choose(info, alone=job.alone)
+            shut = self._draining or self._held_off
+            child = None if shut else self._choose(info, alone=job.alone)
             if child is None:
                 self._close(run, decide.put_back(run.case))
                 continue
-            child.runs[run.handle] = run
-            child.send(
-                wire.Start(
-                    run.handle,
-                    job.type,
-                    job.id,
-                    job.attempts + 1,
-                    job.max_attempts,
-                    run.timeout_s,
-                    job.client,
-                    msgspec.Raw(job.payload.encode()),
-                )
-            )
+            child.add(run)
             touched.add(child)
         for child in touched:
             child.flush()
@@ -342,18 +394,25 @@ class Crew:
         kind: Kind = "lone" if alone and info.isolation == "async" else info.isolation
         group = self._groups[info.pool, kind]
         best: Child | None = None
+        same: Child | None = None
+        staying = 0
         for child in group.children.values():
-            # One that waits for its start may wait for long.
-            usable = not child.stopping and (child.ready or child.member is not None)
-            if usable and (best is None or len(child.runs) < len(best.runs)):
+            if child.stopping or child.leaving:
+                continue
+            staying += 1
+            if not child.ready and child.member is None:
+                continue  # one that waits for its start may wait for long
+            if best is None or len(child.runs) < len(best.runs):
                 best = child
-        if (
-            (best is None or best.runs)
-            and len(group.children) < group.most
-            and (kind == "lone" or (kind == "process" and best is not None))
-        ):
+            if child.of_type[info.name] and (same is None or len(child.runs) < len(same.runs)):
+                same = child
+        if best is not None and len(best.runs) < group.slots:
+            return best
+        if staying < group.most and (kind == "lone" or (kind == "process" and best is not None)):
             return self._add_child(group)
-        return best
+        # No slot is free: fetched ahead, since its type starts quickly. It may wait for its like, and not
+        # behind a job that runs for an hour.
+        return best if kind == "lone" else same
 
     # -- what children say -----------------------------------------------------------------------------
 
@@ -363,11 +422,13 @@ class Crew:
         ended = False
         for message in messages:
             if type(message) is wire.Finished:
-                run = child.runs.pop(message.run, None)
-                child.started.pop(message.run, None)
+                run = child.remove(message.run)
                 if run is None:
                     continue
                 ended = True
+                if message.outcome == "dropped" and run.asked is None and not child.leaving:
+                    child.leaving = True
+                    self._open_or_close(child.group)
                 self._finish(run, message, now)
             elif type(message) is wire.Started:
                 run = child.runs.get(message.run)
@@ -385,6 +446,7 @@ class Crew:
     def _heard_other(self, child: Child, message: object) -> None:
         if isinstance(message, wire.Ready):
             child.ready = True
+            self._tried.add(child.number)
             child.group.keepers[child.number].healthy()
             self._open_or_close(child.group)
             self._room()
@@ -398,10 +460,10 @@ class Crew:
 
     def _finish(self, run: Run, message: wire.Finished, now: float) -> None:
         job = run.job
-        ran_ms = int((now - run.started_at) * 1000) if run.started_at else 0
+        ran_ms = int((now - run.started_at) * 1000) if run.started_at else None
         if message.outcome == "completed":
             self._slots.release(job.type)
-            completion = Completion(job.id, job.claim, bytes(message.result).decode(), ran_ms)
+            completion = Completion(job.id, job.claim, bytes(message.result).decode(), ran_ms or 0)
             if message.submits:
                 bodies = [bytes(body) for body in message.submits]
                 self._settler.complete_with_jobs(job.type, Parent(completion, job, bodies))
@@ -452,14 +514,14 @@ class Crew:
         run: Run,
         verdict: Verdict,
         message: wire.Finished | None = None,
-        ran_ms: int = 0,
+        ran_ms: int | None = None,
         exit: Exit | None = None,
     ) -> None:
-        self._slots.release(run.job.type)
+        self._slots.release(run.job.type, ran=ran_ms is not None)
         self._write_down(run.job, verdict, exit or message, ran_ms)
 
     def _write_down(
-        self, job: Claimed, verdict: Verdict, end: Exit | wire.Finished | None, ran_ms: int
+        self, job: Claimed, verdict: Verdict, end: Exit | wire.Finished | None, ran_ms: int | None
     ) -> None:
         self._settler.settle(
             job.type,
@@ -494,7 +556,7 @@ class Crew:
         started = [run for run in runs if run.started_at]
         guilty = [run for run in started if run.killed is not None]
         for run in runs:
-            ran_ms = int((now - run.started_at) * 1000) if run.started_at else 0
+            ran_ms = int((now - run.started_at) * 1000) if run.started_at else None
             self._close(run, self._fate(run, started, guilty, exit), None, ran_ms, exit)
         if runs:
             self._room()
@@ -572,6 +634,14 @@ class Crew:
         self._draining = True
         for child in self._all():
             self._let_go(child)
+            if child.member is None:  # and now there will be none: nobody else speaks for these jobs
+                for handle in list(child.runs):
+                    if run := child.remove(handle):
+                        self._close(run, decide.put_back(run.case))
+
+    def hold_off(self, on: bool) -> None:
+        """While `on`, put back whatever is handed in: the claims of a lease that is lost."""
+        self._held_off = on
 
     @property
     def running(self) -> int:

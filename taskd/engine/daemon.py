@@ -91,14 +91,14 @@ class Daemon:
         self._family = Family(log, metrics=self._metrics)
         self._lanes = Lanes()
         self._slots = Slots(infos.values(), {name: pool.concurrency for name, pool in settings.pools.items()})
-        limited = sorted(name for name, info in infos.items() if info.max_running is not None)
         self._settler = Settler(
             self._settle_link,
             lambda: self._node,
             self._metrics,
-            limited,
             Nursery(infos, now=lambda: datetime.now(UTC), dice=os.urandom),
             lambda type_, parent, error: self._crew.barren(type_, parent, error),
+            bounded=[name for name, info in infos.items() if info.max_running is not None],
+            freed=lambda: self._claimer.hint(),
         )
         self._crew = Crew(
             CrewSettings(
@@ -167,22 +167,29 @@ class Daemon:
             )
         ]
         draining = asyncio.create_task(self._signals.draining.wait(), name="draining")
-        await self._crew.ready()
-        self._notifier.ready(f"node {self._node}, {len(self._infos)} job types")
-        log.info("node is ready", extra={"node": self._node, "types": len(self._infos)})
-        self._ready()
-        done, _ = await asyncio.wait([draining, *tasks], return_when=asyncio.FIRST_COMPLETED)
+        ready = asyncio.create_task(self._crew.ready(), name="ready")
         try:
-            for task in done - {draining}:
+            # A child that never gets ready must not make us deaf to signals.
+            ended, _ = await asyncio.wait([ready, draining, *tasks], return_when=asyncio.FIRST_COMPLETED)
+            if ended == {ready}:
+                self._notifier.ready(f"node {self._node}, {len(self._infos)} job types")
+                log.info("node is ready", extra={"node": self._node, "types": len(self._infos)})
+                self._ready()
+                ended, _ = await asyncio.wait([draining, *tasks], return_when=asyncio.FIRST_COMPLETED)
+            for task in ended - {draining, ready}:
                 task.result()  # a part that ended is a defect: say which, and let the unit start us again
             await self._drain()
         finally:
             # Heart and guard may be in the middle of a statement, which must not be cancelled.
             self._heart.end()
             await asyncio.wait([task for task in tasks if task.get_name() in ("heart", "guard")], timeout=6.0)
-            for task in [draining, *tasks]:
+            # Nor may what claimer and settler have in flight: it ends with its socket.
+            for link in (self._claim_link, self._settle_link):
+                link.abort()
+            await asyncio.sleep(0.05)
+            for task in [ready, draining, *tasks]:
                 task.cancel()
-            await asyncio.gather(draining, *tasks, return_exceptions=True)
+            await asyncio.gather(ready, draining, *tasks, return_exceptions=True)
             await self._family.kill()
             for link in (self._claim_link, self._settle_link, self._heart_link):
                 await link.close()
@@ -206,7 +213,8 @@ class Daemon:
                 continue
             self._node = node
             self._heart.serve(node, sent_at)
-            self._claimer.serve(node)
+            if not self._signals.draining.is_set():
+                self._claimer.serve(node)
             return True
         return False
 
@@ -233,9 +241,11 @@ class Daemon:
     async def _lost(self) -> None:
         """The lease is gone: give up the jobs at once, then start again as a new incarnation."""
         self._claimer.serve(None)
+        self._crew.hold_off(True)  # what the claim in flight brings is the old incarnation's, too
         self._crew.interrupt(Cause.LEASE_EXPIRED)
         await self._crew.kill(Cause.LEASE_EXPIRED)
         await self._claimer.stopped()
+        self._crew.hold_off(False)
         self._lanes.forget()
         if await self._born():
             log.info("node goes on as a new incarnation", extra={"node": self._node})
@@ -263,10 +273,11 @@ class Daemon:
                 log.warning("verdicts wait for Postgres; a second signal gives them up", extra=extra)
                 if self._signals.quick.is_set():
                     break
-        if not self._settler.unsettled and not self._claimer.lost:
-            node = self._node
+        self._heart.end()
+        if not self._settler.unsettled:
+            node, lost = self._node, list(self._claimer.lost)
             try:
-                await self._settle_link.run(lambda conn: nodes.end(conn, node=node))
+                await self._settle_link.run(lambda conn: nodes.end(conn, node=node, lost=lost))
             except StoreUnavailable as error:
                 log.warning("could not say good-bye; the lease ends by itself", extra={"error": str(error)})
         await self._crew.gone()

@@ -20,13 +20,15 @@ from taskd.engine.lanes import Lanes
 from taskd.errors import StoreUnavailable, TaskdError
 from taskd.model.job import new_id
 from taskd.obs.metrics import Metrics
-from taskd.store import jobs, leases, nodes
+from taskd.store import jobs, leases, nodes, types
 from taskd.store.jobs import Retention
 from taskd.store.listen import Ears
 from taskd.store.pool import Connection, Link
 
 CHECK_S = 1.0
 """How often the floors of lanes are checked while jobs flow."""
+WAKE_S = 0.5
+"""How long the last try to renew the lease may take at least."""
 PRUNE_BUDGET_S = 0.2
 """Time that one sweep spends on pruning at most."""
 NODE_AGE = timedelta(days=31)
@@ -86,6 +88,7 @@ class Heart:
         self._wake = asyncio.Event()
         self._ears = Ears(self._hear, self._wake.set)
         self._link.on_connect = self._ears.listen
+        self._link.on_use = self._ears.disarm
         self._prune_after = _FIRST_ID
         self._ended = asyncio.Event()
 
@@ -138,16 +141,27 @@ class Heart:
             if self._node is None or left_s > margin_s:
                 await asyncio.sleep(0.1 if self._node is None else min(0.25, left_s - margin_s))
                 continue
-            kept = False
-            try:
-                kept = await self.beat(max(left_s, 1.0))
-            except StoreUnavailable:
-                kept = self._lease_end - boottime() > margin_s
-            if not kept:
-                await self._give_up()
+            node = self._node
+            if not await self._last_try(left_s - margin_s / 2):
+                await self._give_up(node)
 
-    async def _give_up(self) -> None:
-        log.error("lease lost; its jobs are stopped", extra={"node": self._node})
+    async def _last_try(self, wait_s: float) -> bool:
+        """Try to renew the lease for `wait_s`; what is left of the margin is for killing the jobs."""
+        # A node that stood still and wakes up past the margin tries as well: as long as nobody has rescued
+        # its jobs they go on, and are not run twice.
+        wait_s = max(wait_s, WAKE_S)
+        attempt = asyncio.ensure_future(self.beat(wait_s))
+        # Not cancelled, and not waited for either: it may queue behind a statement or a connect of `run`.
+        attempt.add_done_callback(lambda done: done.cancelled() or done.exception())
+        await asyncio.wait({attempt}, timeout=wait_s)
+        if attempt.done() and attempt.exception() is None:
+            return attempt.result()
+        return self._lease_end - boottime() > self._settings.margin_s
+
+    async def _give_up(self, node: int) -> None:
+        if self._node != node or self._ended.is_set():
+            return  # `run` and `guard` may both see it, and only one of them acts; or it said good-bye
+        log.error("lease lost; its jobs are stopped", extra={"node": node})
         self._node = None
         await self._lost()
 
@@ -172,8 +186,9 @@ class Heart:
             try:
                 if now >= beat_at or forced:
                     beat_at = now + self._settings.heartbeat_s
-                    if not await self.beat(5.0) and self._node is not None:
-                        await self._give_up()
+                    node = self._node
+                    if not await self.beat(5.0) and node is not None:
+                        await self._give_up(node)
                 if now >= check_at:
                     check_at = now + CHECK_S
                     await self._check()
@@ -214,6 +229,8 @@ class Heart:
             for node, count in rescued.items():
                 self._metrics.inc("taskd_rescued_total", by=count)
                 log.warning("node was lost, its jobs are ready again", extra={"lost": node, "jobs": count})
+            if rescued:
+                await self._link.run(types.renew_limits)
             if any(rescued.values()):
                 self._claimer.hint()
         if self._claimer.lost:

@@ -36,7 +36,7 @@ class Nursery:
         self._now = now
         self._dice = dice
 
-    async def settle(self, conn: Connection, *, node: int, parent: Parent, limited: Sequence[str]) -> bool:
+    async def settle(self, conn: Connection, *, node: int, parent: Parent) -> bool:
         """Store the completion and its jobs in one transaction; False when the claim is over.
 
         Raises:
@@ -46,9 +46,7 @@ class Nursery:
         """
         made = await self._make(conn, parent)
         async with conn.transaction():
-            done = await leases.settle_completed(
-                conn, node=node, verdicts=[parent.completion], limited=limited
-            )
+            done = await leases.settle_completed(conn, node=node, verdicts=[parent.completion])
             if done:
                 await jobs.insert(conn, made)
         return bool(done)

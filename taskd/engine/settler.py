@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TypeVar
 
 from taskd.engine.offspring import Nursery, Parent
@@ -22,6 +22,8 @@ from taskd.store.pool import Link
 
 MOST = 1000
 """Verdicts in one statement."""
+
+_UNSTORABLE = "the error text could not be stored"
 
 V = TypeVar("V", Completion, Settlement)
 
@@ -36,18 +38,22 @@ class Settler:
         link: Link,
         node: Callable[[], int],
         metrics: Metrics,
-        limited: Sequence[str],
         nursery: Nursery,
         barren: Callable[[str, Parent, Refused], None],
+        *,
+        bounded: Collection[str] = (),
+        freed: Callable[[], None] = lambda: None,
     ) -> None:
-        """`limited` types have their running jobs counted in the database; `node` is asked for each verdict.
+        """`node` is asked for each verdict.
 
-        `barren` is told when the jobs that a job made can't be, and settles it otherwise.
+        `barren` is told when the jobs that a job made can't be, and settles it otherwise. `freed` is
+        called when runs of `bounded` types were written: others of them may start now.
         """
         self._link = link
         self._node = node
         self._metrics = metrics
-        self._limited = limited
+        self._bounded = frozenset(bounded)
+        self._freed = freed
         self._nursery = nursery
         self._barren = barren
         self._parents: deque[tuple[int, str, Parent]] = deque()
@@ -133,11 +139,12 @@ class Settler:
             while True:
                 try:
                     done = await self._link.run(
-                        lambda conn: self._nursery.settle(
-                            conn, node=node, parent=parent, limited=self._limited
-                        )
+                        lambda conn: self._nursery.settle(conn, node=node, parent=parent)
                     )
-                    break
+                    claim = {} if done else {parent.completion.id: parent.completion.claim}
+                    if done or await self._look_up(node, claim):
+                        self._settled({(type_, "completed"): 1})
+                    return
                 except StoreUnavailable:
                     await asyncio.sleep(max(self._link.wait_s, 0.05))
                 except BadRow as error:
@@ -146,19 +153,20 @@ class Settler:
                 except Refused as error:
                     self._barren(type_, parent, error)
                     return
-            self._metrics.inc("taskd_settled_total", type_, "completed")
-            if not done:
-                await self._look_up(node, {parent.completion.id: parent.completion.claim})
         finally:
             self._writing = 0
+
+    def _settled(self, counts: Mapping[tuple[str, str], int]) -> None:
+        for (type_, status), count in counts.items():
+            self._metrics.inc("taskd_settled_total", type_, status, by=count)
+        if self._bounded and any(type_ in self._bounded for type_, _ in counts):
+            self._freed()
 
     async def _complete(self, node: int, batch: Sequence[tuple[str, Completion]], again: bool) -> None:
         verdicts = [verdict for _, verdict in batch]
         try:
             done = await self._link.run(
-                lambda conn: leases.settle_completed(
-                    conn, node=node, verdicts=verdicts, limited=self._limited
-                )
+                lambda conn: leases.settle_completed(conn, node=node, verdicts=verdicts)
             )
         except BadRow as error:
             if len(batch) > 1:
@@ -166,36 +174,45 @@ class Settler:
                 return
             # The effect happened and never runs again; only its result is lost.
             type_, verdict = batch[0]
+            if verdict.result is None:
+                self._give_up(verdict, error)
+                return
             log.warning("result can't be stored", extra={"job_id": verdict.id, "error": str(error)})
             await self._complete(node, [(type_, verdict._replace(result=None))], again)
             return
-        for type_, count in Counter(type_ for type_, _ in batch).items():
-            self._metrics.inc("taskd_settled_total", type_, "completed", by=count)
         if len(done) < len(batch):
-            await self._look_up(node, {one.id: one.claim for one in verdicts if one.id not in done})
+            done |= await self._look_up(node, {one.id: one.claim for one in verdicts if one.id not in done})
+        self._settled(Counter((type_, "completed") for type_, one in batch if one.id in done))
 
     async def _settle(self, node: int, batch: Sequence[tuple[str, Settlement]], again: bool) -> None:
         verdicts = [verdict for _, verdict in batch]
         try:
-            done = await self._link.run(
-                lambda conn: leases.settle_others(conn, node=node, verdicts=verdicts, limited=self._limited)
-            )
+            done = await self._link.run(lambda conn: leases.settle_others(conn, node=node, verdicts=verdicts))
         except BadRow as error:
             if len(batch) > 1:
                 await self._halves(node, batch, self._settle)
                 return
             type_, verdict = batch[0]
-            log.warning("error text can't be stored", extra={"job_id": verdict.id, "error": str(error)})
-            plain = verdict._replace(result=None, error="the error text could not be stored")
+            if verdict.error == _UNSTORABLE:
+                self._give_up(verdict, error)
+                return
+            log.warning("verdict can't be stored as it is", extra={"job_id": verdict.id, "error": str(error)})
+            # Whatever a job's process may have said of itself goes; what the verdict is stays.
+            plain = verdict._replace(
+                result=None, error=_UNSTORABLE, exit_code=None, signal=None, cpu_s=None, max_rss=None
+            )
             await self._settle(node, [(type_, plain)], again)
             return
-        for type_, verdict in batch:
-            self._metrics.inc("taskd_settled_total", type_, verdict.status or "again")
         if len(done) < len(batch):
             # A job that was put back unrun keeps no claim: there is nothing to look up, and nothing lost.
             claims = {one.id: one.claim for one in verdicts if one.id not in done and one.cause is not None}
             if claims:
-                await self._look_up(node, claims)
+                done |= await self._look_up(node, claims)
+        self._settled(Counter((type_, one.status or "again") for type_, one in batch if one.id in done))
+
+    def _give_up(self, verdict: Completion | Settlement, error: BadRow) -> None:
+        # Kept, it would hold up all others; the job is rescued when this node ends.
+        log.error("verdict can't be stored at all", extra={"job_id": verdict.id, "error": str(error)})
 
     async def _halves(
         self,
@@ -212,10 +229,11 @@ class Settler:
                 except StoreUnavailable:
                     await asyncio.sleep(max(self._link.wait_s, 0.05))
 
-    async def _look_up(self, node: int, claims: dict[str, int]) -> None:
-        """Tell what an earlier try has stored from what is no longer this node's to write."""
+    async def _look_up(self, node: int, claims: dict[str, int]) -> set[str]:
+        """Return what an earlier try has stored; the rest is no longer this node's to write."""
         stored = await self._link.run(lambda conn: leases.settled_by(conn, node=node, claims=claims))
         fenced = claims.keys() - stored
         if fenced:
             self._metrics.inc("taskd_fenced_total", by=len(fenced))
             log.warning("late verdicts fenced", extra={"jobs": len(fenced), "job_id": min(fenced)})
+        return stored

@@ -7,7 +7,7 @@ other nodes. Slow types and limited ones are never fetched ahead.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from taskd.model.jobtype import TypeInfo
@@ -23,6 +23,8 @@ MOST_HELD = 6000
 
 _WEIGHT = 0.3
 """Of the newest measurement in the moving averages."""
+_SPAN_S = 0.1
+"""A rate is measured over this long at least: two slow jobs that end together are no fast type."""
 
 
 @dataclass(slots=True)
@@ -31,9 +33,10 @@ class _Type:
     held: int = 0
     """Handed out or waiting for a child here."""
     ended: int = 0
-    """Ended since the last claim."""
+    """Runs that ended since `since`."""
+    since: float = 0.0
     rate: float = 0.0
-    """Jobs that end per second while there is work, averaged."""
+    """Runs that end per second, averaged."""
 
 
 @dataclass(slots=True)
@@ -66,22 +69,32 @@ class Slots:
         self._pools[one.info.pool].held += 1
         self.held += 1
 
-    def release(self, type_: str) -> None:
-        """A job of this type has ended here."""
+    def release(self, type_: str, *, ran: bool = True) -> None:
+        """A job of this type is not held any more; `ran` False when it was handed back unrun."""
         one = self._types[type_]
         one.held -= 1
-        one.ended += 1
+        one.ended += ran
         self._pools[one.info.pool].held -= 1
         self.held -= 1
 
-    def measured(self, round_trip_s: float, since_s: float, asked: Collection[str]) -> None:
-        """A claim took `round_trip_s`; `since_s` have passed since the one before it."""
+    @property
+    def round_trip_s(self) -> float:
+        """How long a claim takes, averaged."""
+        return self._round_trip_s
+
+    @property
+    def complete(self) -> int:
+        """How many types there are: with fewer demands some type has no room."""
+        return len(self._types)
+
+    def measured(self, round_trip_s: float, now_s: float) -> None:
+        """A claim took `round_trip_s` and was answered at `now_s`, on a clock that only grows."""
         self._round_trip_s += _WEIGHT * (round_trip_s - self._round_trip_s)
-        for name in asked:
-            one = self._types[name]
-            if since_s > 0:
-                one.rate += _WEIGHT * (one.ended / since_s - one.rate)
-            one.ended = 0
+        for one in self._types.values():
+            span_s = now_s - one.since
+            if span_s >= _SPAN_S:
+                one.rate += _WEIGHT * (one.ended / span_s - one.rate)
+                one.ended, one.since = 0, now_s
 
     def demands(self, unsettled: int) -> tuple[dict[str, Demand], list[int]]:
         """Return what to claim of each type now, and the free slots of each pool.
@@ -98,11 +111,12 @@ class Slots:
             if not self._open.get((info.pool, info.isolation), False):
                 continue
             ahead = 0
-            if not info.limited:
+            # A child would start all that it has, so a type with a bound here is not fetched ahead either.
+            if not info.limited and info.concurrency is None:
                 ahead = min(MOST_AHEAD, int(one.rate * self._round_trip_s * ROUND_TRIPS))
             count = min(MOST_A_CLAIM, left)
             if info.concurrency is not None:
-                count = min(count, info.concurrency + ahead - one.held)
+                count = min(count, info.concurrency - one.held)
             index = self._index[info.pool]
             count = min(count, budgets[index] + ahead)
             if count > 0:

@@ -162,8 +162,9 @@ def _struct(name: str, fields: list[tuple[str, object, object]]) -> type[msgspec
     for field, hint, default in fields:
         if default is inspect.Parameter.empty:
             members.append((field, hint))
-        elif isinstance(default, (list, dict, set)):
-            # A handler's mutable default would be shared between jobs: each decode makes its own.
+        elif isinstance(default, (list, dict, set)) and default:
+            # A handler's default would be shared between jobs: each decode makes its own. Of an empty
+            # one msgspec makes copies by itself, and can show it in the schema.
             members.append((field, hint, msgspec.field(default_factory=default.copy)))
         else:
             members.append((field, hint, msgspec.field(default=default)))

@@ -53,6 +53,7 @@ MOVES: Mapping[tuple[State, Event], frozenset[State]] = MappingProxyType(
     {
         (State.SCHEDULED, Event.DUE): frozenset({State.PENDING}),
         (State.PENDING, Event.CLAIM): frozenset({State.PROCESSING}),
+        (State.SCHEDULED, Event.EXPIRE): frozenset({State.FAILED}),
         (State.PENDING, Event.EXPIRE): frozenset({State.FAILED}),
         (State.PROCESSING, Event.COMPLETE): frozenset({State.COMPLETED}),
         (State.PROCESSING, Event.RETRY_LATER): frozenset({State.SCHEDULED, State.PENDING}),

@@ -37,6 +37,9 @@ class Case:
     alone: bool = False
 
 
+MAX_DELAY_S = 365 * 86400.0
+"""A handler may put its job off for as long as a client may at most."""
+
 UNKNOWN = "outcome unknown: "
 """Begins the error of a job of a type that must not run twice and whose run was cut short."""
 
@@ -70,7 +73,12 @@ def retryable(
 def reported(
     outcome: str, case: Case, info: TypeInfo, dice: random.Random, *, error: str | None, delay_s: float | None
 ) -> Verdict:
-    """Decide what a child reported; `outcome` is one of `wire.Finished`, `completed` excepted."""
+    """Decide what a child reported; `outcome` is one of `wire.Finished`, `completed` excepted.
+
+    A child runs other people's code: a delay out of range is bounded, an outcome that is none is an error.
+    """
+    if delay_s is not None:
+        delay_s = min(max(0.0, delay_s), MAX_DELAY_S)
     if outcome in ("error", "timeout"):
         return retryable(Cause(outcome), case, info, dice, error=error, delay_s=delay_s)
     if outcome == "retry_later":
@@ -97,7 +105,8 @@ def reported(
         )
     if outcome == "dropped":
         return put_back(case)
-    raise ValueError(f"unknown outcome {outcome!r}")
+    text = f"its process reported an unknown outcome {outcome[:40]!r}"
+    return retryable(Cause.ERROR, case, info, dice, error=text)
 
 
 def put_back(case: Case) -> Verdict:

@@ -1,1 +1,1 @@
-"""What one may ask of taskd: submit a job, show it, make a key. Asked by the HTTP API and the command line."""
+"""What one may ask of taskd: submit a job, show it, make a key. The HTTP API and the command line ask."""

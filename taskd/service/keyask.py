@@ -145,7 +145,8 @@ def _rate_limit(path: str, value: Any, now: datetime) -> dict[str, Any]:
     for member in value:
         if member not in ("rate", "burst"):
             raise _Wrong(f"{path}.{member[:64]}", "must not be there: a rate limit has rate and burst")
-    rate, burst = value.get("rate"), value.get("burst")
+    rate: Any = value.get("rate")
+    burst: Any = value.get("burst")
     if "rate" in value and not (type(rate) in (int, float) and 0 < rate <= MAX_RATE):
         raise _Wrong(f"{path}.rate", f"must be a number of requests a second above 0, at most {MAX_RATE}")
     if "burst" in value and not (type(burst) is int and 1 <= burst <= MAX_RATE):

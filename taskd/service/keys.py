@@ -9,9 +9,11 @@ import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -121,10 +123,8 @@ class KeyRing:
             self._used = {key: next_at for key, next_at in self._used.items() if next_at > now}
             ids, self._to_write = self._to_write, set()
             if ids:
-                try:
-                    await self._reads.run(lambda conn, ids=ids: rows.touch_last_used(conn, ids), now + 5.0)  # type: ignore[misc]
-                except StoreUnavailable:
-                    pass  # nothing depends on it
+                with suppress(StoreUnavailable):  # nothing depends on it
+                    await self._reads.run(partial(rows.touch_last_used, key_ids=ids), now + 5.0)
 
     async def _load(self, link: Link, batch: list[Ticket[str, Key | None]]) -> None:
         ids = {ticket.question for ticket in batch}

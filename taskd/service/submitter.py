@@ -10,11 +10,13 @@ import asyncio
 from collections.abc import Callable, Sequence
 from functools import partial
 from operator import attrgetter
+from uuid import UUID
 
 from taskd.errors import BadRow, OutcomeUnknown, Refused, SchemaMismatch, StoreUnavailable
 from taskd.model.job import NewJob, Receipt
 from taskd.service.batch import Batches, Ticket, pause, until_ready
 from taskd.store import jobs as rows
+from taskd.store.listen import channel
 from taskd.store.pool import Link
 from taskd.store.submit import existing
 
@@ -95,7 +97,7 @@ class Submitter:
             return []
         return self._tell(batch, receipts)
 
-    def _tell(self, batch: list[JobTicket], receipts: dict[object, Receipt]) -> list[JobTicket]:
+    def _tell(self, batch: list[JobTicket], receipts: dict[UUID, Receipt]) -> list[JobTicket]:
         stored: list[NewJob] = []
         again: list[JobTicket] = []
         for ticket in batch:
@@ -141,9 +143,8 @@ class Hints:
     commit (FACTS M10). Polling is the promise: a hint that can't be sent is dropped.
     """
 
-    def __init__(self, link: Link, channel: str, *, every_s: float = 0.05) -> None:
+    def __init__(self, link: Link, *, every_s: float = 0.05) -> None:
         self._link = link
-        self._channel = channel
         self._every_s = every_s
         self._next: dict[Lane, float] = {}
         self._waiting: set[Lane] = set()
@@ -167,7 +168,7 @@ class Hints:
                     continue
                 self._waiting -= due
                 self._next.update(dict.fromkeys(due, now + self._every_s))
-                await self._link.run(partial(rows.notify, channel=self._channel, lanes=due))
+                await self._link.run(partial(rows.notify, channel=channel(), lanes=due))
         except StoreUnavailable:
             self._waiting.clear()
         finally:

@@ -96,7 +96,7 @@ class KnownTypes:
             Refused: `unknown_type`, or `not_ready` when nothing was ever published.
             StoreUnavailable: the types were never read, and can't be until `until`.
         """
-        types = self._types
+        types: Mapping[str, Offered] | None = self._types
         found = types.get(name) if types else None
         if found is None and (not types or self._may_read()):
             types = await self._renewed(until)

@@ -7,6 +7,7 @@ often is looked, and that slows down the longer everybody has waited.
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from uuid import UUID
 
 from taskd.errors import StoreUnavailable
@@ -75,10 +76,7 @@ class Waiting:
                 if not asked:
                     break
                 try:
-                    states = await self._reads.run(
-                        lambda conn, asked=asked: rows.statuses(conn, asked),
-                        loop.time() + 5.0,  # type: ignore[misc]
-                    )
+                    states = await self._reads.run(partial(rows.statuses, job_ids=asked), loop.time() + 5.0)
                 except StoreUnavailable:
                     await asyncio.sleep(_LAST_S)
                     continue

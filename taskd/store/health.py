@@ -27,7 +27,8 @@ async def check_schema(conn: Connection) -> None:
     for migration in migrations():
         if applied[migration.version] != migration.digest:
             raise SchemaMismatch(
-                f"migration {migration.version} in the database is not the file of this package: reinstall taskd"
+                f"migration {migration.version} in the database is not the file of this package: "
+                "reinstall taskd"
             )
 
 

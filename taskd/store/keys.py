@@ -83,7 +83,7 @@ async def create(conn: Connection, key: NewKey) -> StoredKey | None:
     Raises:
         StoreUnavailable: no answer came; the key may be stored, but nobody knows its secret then.
     """
-    args = {name: getattr(key, name) for name in NewKey.__dataclass_fields__}
+    args = {name: _plain(getattr(key, name)) for name in NewKey.__dataclass_fields__}
     return await _one(conn, "create_key", args)
 
 
@@ -126,7 +126,7 @@ async def change(conn: Connection, key_id: UUID, members: Mapping[str, object]) 
     """
     if unknown := set(members) - CHANGEABLE:
         raise ValueError(f"can't be changed: {', '.join(sorted(unknown))}")
-    args = dict.fromkeys(CHANGEABLE) | dict(members)
+    args = dict.fromkeys(CHANGEABLE) | {name: _plain(value) for name, value in members.items()}
     return await _one(conn, "change_key", args | {"id": key_id, "members": list(members)})
 
 
@@ -186,6 +186,11 @@ async def _many(conn: Connection, name: str, args: Mapping[str, object]) -> list
         async with conn.cursor(row_factory=class_row(StoredKey)) as cur:
             await cur.execute(SQL[name], args)
             return await cur.fetchall()
+
+
+def _plain(value: object) -> object:
+    """Return a list for a tuple, which psycopg would send as a row and not as an array."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 async def _one(conn: Connection, name: str, args: Mapping[str, object]) -> StoredKey | None:

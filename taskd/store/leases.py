@@ -55,12 +55,14 @@ class Claimed(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Haul:
     """What one claim statement brought: jobs, the new floors of their lanes, lanes that were not asked
-    for and exist, the seconds until something falls due (None: nothing that is known)."""
+    for and exist, the seconds until something falls due (None: nothing that is known), and the time of
+    the claim by the database clock in seconds of Unix time."""
 
     jobs: list[Claimed]
     floors: dict[Lane, Position]
     new_lanes: list[Lane]
     due_in_s: float | None
+    at_s: float
 
 
 class Demand(NamedTuple):
@@ -76,15 +78,13 @@ class Want:
     """What a claim asks for. Lanes of one type stand side by side, best first.
 
     `budgets` are the free slots of each pool, counted from 0; below zero when it holds more than it has
-    slots. `limited` types ask their limits first. `served`: look for lanes of these types that are not
-    in `lanes`; None does not look.
+    slots. `served`: look for lanes of these types that are not in `lanes`; None does not look.
     """
 
     lanes: Sequence[Lane]
     floors: Sequence[Position]
     demands: Mapping[str, Demand]
     budgets: Sequence[int]
-    limited: Sequence[str]
     served: Sequence[str] | None
 
 
@@ -111,13 +111,13 @@ async def claim(conn: Connection, *, node: int, claim: int, want: Want) -> Haul:
         "budgets": plain(want.budgets),
         "floor_at": array(floor.at for floor in want.floors),
         "floor_id": plain(floor.id for floor in want.floors),
-        "limited": list(want.limited),
         "served": None if want.served is None else list(want.served),
     }
     jobs: list[Claimed] = []
     floors: dict[Lane, Position] = {}
     new_lanes: list[Lane] = []
     due_in_s: float | None = None
+    at_s = 0.0
     with store_errors():
         cursor = await conn.execute(SQL["claim_jobs"], args)
         rows = await cursor.fetchall()
@@ -131,7 +131,8 @@ async def claim(conn: Connection, *, node: int, claim: int, want: Want) -> Haul:
             new_lanes.append((row[2], row[4]))
         else:
             due_in_s = None if row[3] is None else float(row[3])
-    return Haul(jobs, floors, new_lanes, due_in_s)
+            at_s = float(row[1])
+    return Haul(jobs, floors, new_lanes, due_in_s, at_s)
 
 
 class Completion(NamedTuple):
@@ -146,7 +147,7 @@ class Completion(NamedTuple):
 class Settlement(NamedTuple):
     """Any other verdict. `status` is final, or None for a job that waits again for `delay_ms`.
 
-    `cause` None leaves no trace in the history: the job never started.
+    `cause` None leaves no trace in the history. `ran_ms` None: the job never started.
     """
 
     id: str
@@ -157,7 +158,7 @@ class Settlement(NamedTuple):
     cause: str | None
     error: str | None
     result: str | None
-    ran_ms: int
+    ran_ms: int | None
     exit_code: int | None
     signal: int | None
     cpu_s: float | None
@@ -166,12 +167,8 @@ class Settlement(NamedTuple):
     alone: bool
 
 
-async def settle_completed(
-    conn: Connection, *, node: int, verdicts: Sequence[Completion], limited: Sequence[str]
-) -> set[str]:
+async def settle_completed(conn: Connection, *, node: int, verdicts: Sequence[Completion]) -> set[str]:
     """Write completions and return the ids that were settled; the rest carried a claim that is over.
-
-    `limited` types have their running jobs counted in the database.
 
     Raises:
         StoreUnavailable: no answer came; sent again, what was stored then matches nothing: see
@@ -185,16 +182,13 @@ async def settle_completed(
         "claims": plain(claims),
         "results": array(results),
         "ran_ms": plain(ran_ms),
-        "limited": list(limited) or None,
     }
     with store_errors():
         cursor = await conn.execute(SQL["settle_completed"], args)
         return {row[0] for row in await cursor.fetchall()}
 
 
-async def settle_others(
-    conn: Connection, *, node: int, verdicts: Sequence[Settlement], limited: Sequence[str]
-) -> set[str]:
+async def settle_others(conn: Connection, *, node: int, verdicts: Sequence[Settlement]) -> set[str]:
     """Write all other verdicts; as `settle_completed`."""
     column = dict(zip(Settlement._fields, zip(*verdicts, strict=True), strict=True))
     args = {
@@ -214,7 +208,6 @@ async def settle_others(
         "max_rss": plain(column["max_rss"]),
         "crashes": plain(column["crashes"]),
         "alone": plain(column["alone"]),
-        "limited": list(limited) or None,
     }
     with store_errors():
         cursor = await conn.execute(SQL["settle_others"], args)
@@ -262,10 +255,9 @@ async def expire(conn: Connection, *, most: int = 1000) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Horizon:
-    """Transactions under way at a moment: all numbers below `oldest` have ended, none is above `next`."""
+    """The numbers of the transactions that were under way at a moment, by the database clock."""
 
-    oldest: int
-    next: int
+    running: frozenset[int]
     at: datetime
 
 
@@ -286,10 +278,10 @@ async def unclaimed(
     horizon: Horizon | None = None
     with store_errors():
         cursor = await conn.execute(SQL["floors"], args)
-        for index, at, job_id, oldest, next_, moment in await cursor.fetchall():
+        for index, at, job_id, running, moment in await cursor.fetchall():
             if index:
                 found[order[index - 1]] = Position(at.isoformat(), str(job_id))
             else:
-                horizon = Horizon(oldest, next_, moment)
+                horizon = Horizon(frozenset(running), moment)
     assert horizon is not None
     return found, horizon

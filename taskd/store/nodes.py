@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -55,7 +55,7 @@ class ServerFacts:
         if self.synchronous_commit == "off":
             found.append("synchronous_commit is off: set synchronous_commit = on for this role")
         if self.persistence != "p":
-            found.append("table jobs is not permanent: alter table jobs set logged")
+            found.append("a table of taskd is not permanent: alter table ... set logged")
         return found
 
 
@@ -78,11 +78,24 @@ async def heartbeat(conn: Connection, *, node: int, state: str, info: str) -> bo
         return await cursor.fetchone() is not None
 
 
-async def end(conn: Connection, *, node: int) -> None:
-    """Say good-bye: the node holds nothing any more and nobody needs to wait for its lease."""
+async def end(conn: Connection, *, node: int, lost: Collection[int] = ()) -> int:
+    """Say good-bye: the node runs nothing any more and nobody needs to wait for its lease.
+
+    What the claims in `lost` took, whose answers never came, is put back; returns how many jobs that
+    were. The order counts: once the node has ended no claim of it can succeed any more.
+    """
     with store_errors():
-        await conn.execute(SQL["node_ended"], {"node": node})
-        await conn.execute(SQL["withdraw_types"], {"node": node})
+        async with conn.transaction():
+            await conn.execute(SQL["node_ended"], {"node": node})
+            count = 0
+            if lost:
+                cursor = await conn.execute(SQL["put_back_unanswered"], {"node": node, "claims": list(lost)})
+                row = await cursor.fetchone()
+                assert row is not None
+                count = int(row[0])
+            await conn.execute(SQL["withdraw_types"], {"node": node})
+            await conn.execute(SQL["set_limits"])
+    return count
 
 
 async def forget(conn: Connection, *, age: timedelta) -> None:
@@ -103,7 +116,7 @@ async def server_facts(conn: Connection) -> ServerFacts:
     """Return the settings and the clock of the server."""
     with store_errors():
         async with conn.cursor(row_factory=class_row(ServerFacts)) as cur:
-            await cur.execute(SQL["server_facts"])
+            await cur.execute(SQL["server_facts"], {"schema": SQL.schema})
             facts = await cur.fetchone()
     assert facts is not None
     return facts

@@ -20,7 +20,7 @@ import psycopg
 from psycopg import conninfo
 from psycopg.rows import TupleRow
 
-from taskd.errors import OutcomeUnknown, StoreUnavailable
+from taskd.errors import BadRow, OutcomeUnknown, StoreUnavailable
 from taskd.store.sqlstate import closes, store_errors
 
 Connection = psycopg.AsyncConnection[TupleRow]
@@ -30,7 +30,9 @@ CONNECT_TIMEOUT_S = 5
 MAX_AGE_S = 600.0
 """A connection is made anew at this age, so that a moved server address is noticed."""
 
-_NOT_REPLICATED = "canceling wait for synchronous replication"
+_NOT_REPLICATED = "wait for synchronous replication"
+_REPLICATION_WAIT = "SyncRepWaitForLSN"
+"""The function of the server that gives that warning: the same in every language of messages."""
 _KEEPALIVE = {
     "keepalives_idle": "3",
     "keepalives_interval": "2",
@@ -86,6 +88,19 @@ async def _open(parameters: dict[str, Any]) -> Connection:
     return conn
 
 
+class NotConnected(StoreUnavailable):
+    """There was no connection: nothing was sent, so nothing can have been done."""
+
+
+def may_be_done(error: StoreUnavailable | BadRow) -> bool:
+    """Whether what failed with `error` may have been committed all the same."""
+    if isinstance(error, NotConnected | BadRow):
+        return False
+    cause = error.__cause__
+    refused = isinstance(cause, psycopg.Error) and cause.sqlstate is not None and not closes(cause)
+    return not refused or isinstance(error, OutcomeUnknown)
+
+
 class Pace:
     """When the next connect may be tried: full jitter, 0.1 s to 5 s, at most two a second a process.
 
@@ -124,6 +139,8 @@ class Link:
         self._turn = asyncio.Lock()
         self.on_connect: Callable[[Connection], Awaitable[None]] | None = None
         """Called with each new connection before anything else uses it (`LISTEN`)."""
+        self.on_use: Callable[[], None] | None = None
+        """Called before each use: whoever reads the idle connection lets go of it."""
 
     @property
     def failures(self) -> int:
@@ -148,7 +165,9 @@ class Link:
             return await self._run(work, self._deadline_s if deadline_s is None else deadline_s)
 
     async def _run(self, work: Callable[[Connection], Awaitable[T]], deadline_s: float) -> T:
-        conn = await self._ready()
+        if self.on_use is not None:
+            self.on_use()
+        conn = await self._ready(deadline_s)
         self._unreplicated = False
         self._aborted = False
         timer = asyncio.get_running_loop().call_later(deadline_s, self._abort, conn)
@@ -179,24 +198,36 @@ class Link:
             raise OutcomeUnknown("the server gave up replicating; the outcome is unknown")
         return answer
 
-    async def _ready(self) -> Connection:
+    async def _ready(self, deadline_s: float) -> Connection:
         now = time.monotonic()
         if self._conn is not None and (self._conn.closed or now - self._born > MAX_AGE_S):
             await self.close()
         if self._conn is None:
             if now < self._retry_at:
-                raise StoreUnavailable("Postgres is not reachable; trying again shortly")
+                raise NotConnected("Postgres is not reachable; trying again shortly")
             try:
-                conn = await connect(self._target)
-                conn.add_notice_handler(self._noticed)
-                if self.on_connect is not None:
-                    with store_errors():
-                        await self.on_connect(conn)
-            except BaseException:
+                self._conn = await self._connect(deadline_s)
+            except StoreUnavailable as error:
                 self._failed()
-                raise
-            self._conn, self._born = conn, time.monotonic()
+                raise NotConnected(str(error)) from error
+            self._born = time.monotonic()
         return self._conn
+
+    async def _connect(self, deadline_s: float) -> Connection:
+        conn = await connect(self._target)
+        conn.add_notice_handler(self._noticed)
+        if self.on_connect is not None:
+            # A server that froze just now answers the connect and nothing after it.
+            timer = asyncio.get_running_loop().call_later(deadline_s, shut, conn)
+            try:
+                with store_errors():
+                    await self.on_connect(conn)
+            except BaseException:
+                await conn.close()
+                raise
+            finally:
+                timer.cancel()
+        return conn
 
     @property
     def wait_s(self) -> float:
@@ -208,8 +239,13 @@ class Link:
         self._retry_at = time.monotonic() + self._pace.wait_s(self._failures)
 
     def _noticed(self, notice: psycopg.errors.Diagnostic) -> None:
-        if _NOT_REPLICATED in (notice.message_primary or ""):
+        if notice.source_function == _REPLICATION_WAIT or _NOT_REPLICATED in (notice.message_primary or ""):
             self._unreplicated = True
+
+    def abort(self) -> None:
+        """End the statement that is under way, if any, without a cancel request."""
+        if self._conn is not None:
+            shut(self._conn)
 
     def _abort(self, conn: Connection) -> None:
         self._aborted = True

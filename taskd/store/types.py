@@ -38,6 +38,12 @@ async def publish(conn: Connection, infos: Sequence[TypeInfo], *, node: int | No
             await conn.execute(SQL["set_limits"])
 
 
+async def renew_limits(conn: Connection) -> None:
+    """Set the limits anew: the strictest of the nodes that live now, after one has gone."""
+    with store_errors():
+        await conn.execute(SQL["set_limits"])
+
+
 async def known(conn: Connection) -> list[KnownType]:
     """Return all published types."""
     with store_errors():

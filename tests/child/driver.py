@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -19,7 +19,6 @@ from taskd.wire import (
     Plugin,
     Progress,
     Reader,
-    Ready,
     Setup,
     Start,
     Started,
@@ -110,14 +109,25 @@ class Child:
         return run
 
     def start_many(
-        self, jobs: Sequence[tuple[str, Any]], *, timeout_s: float = 60.0, more: Sequence[Any] = (), **fields: Any
+        self,
+        jobs: Sequence[tuple[str, Any]],
+        *,
+        timeout_s: float = 60.0,
+        more: Sequence[Any] = (),
+        **fields: Any,
     ) -> list[int]:
         """Send many `Start` in one frame, with `more` messages behind them."""
         starts = []
         for type, payload in jobs:
             self._next_run += 1
             raw = payload if isinstance(payload, bytes) else msgspec.json.encode(payload)
-            members = {"attempt": 1, "max_attempts": 3, "client": "c", "job_id": f"job-{self._next_run}", **fields}
+            members = {
+                "attempt": 1,
+                "max_attempts": 3,
+                "client": "c",
+                "job_id": f"job-{self._next_run}",
+                **fields,
+            }
             starts.append(
                 Start(run=self._next_run, type=type, timeout_s=timeout_s, payload=msgspec.Raw(raw), **members)
             )
@@ -133,17 +143,21 @@ class Child:
 
     def finished(self, run: int) -> Finished:
         """Return the end of `run`; raises `EOFError` when the child dies before."""
-        return self._until(lambda message: type(message) is Finished and message.run == run)
+        return cast(Finished, self._until(lambda m: type(m) is Finished and m.run == run))
 
     def started(self, run: int) -> Started:
-        return self._until(lambda message: type(message) is Started and message.run == run)
+        return cast(Started, self._until(lambda m: type(m) is Started and m.run == run))
 
     def ready(self) -> Any:
         """Return `Ready` or `Broken`, whichever the child says."""
         return self._until(lambda message: type(message) not in (Started, Finished, Log, Progress))
 
+    def error(self, type: str, payload: Any = None, **fields: Any) -> str:
+        """Start a job and return the error text it ended with."""
+        return self.run(type, payload, **fields).error or ""
+
     def progress(self, run: int) -> Progress:
-        return self._until(lambda message: type(message) is Progress and message.run == run)
+        return cast(Progress, self._until(lambda m: type(m) is Progress and m.run == run))
 
     def lines(self, run: int) -> list[str]:
         return [m.text for m in self.seen if type(m) is Log and m.run == run]
@@ -176,7 +190,3 @@ class Child:
             return False
         self.seen += self._reader.feed(data)
         return bool(data)
-
-
-def is_ready(message: object) -> bool:
-    return type(message) is Ready

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import msgspec
 import pytest
@@ -18,7 +19,7 @@ HOSTILE = "tests.child.hostile"
 
 
 @pytest.fixture(scope="module")
-def child():
+def child() -> Iterator[Child]:
     """One child for all tests that leave it alive and well."""
     types = ["sync_noop", "sys_exit", "check", "threads", "reads_stdin", "progresses", "wait", "set_variable"]
     with Child(HOSTILE, [*types, "swallow", "speaks", "environment", "raises"], isolation="process") as child:
@@ -101,7 +102,11 @@ def test_progress_without_end_becomes_few_messages(child: Child) -> None:
     run = child.start("progresses")
     child.finished(run)
 
-    said = [message for message in child.seen if getattr(message, "percent", None) is not None and message.run == run]
+    said = [
+        message
+        for message in child.seen
+        if getattr(message, "percent", None) is not None and message.run == run
+    ]
     assert said[-1].message == "step 99999"
     assert len(said) < 50_000
 
@@ -116,6 +121,8 @@ def test_the_environment_is_what_the_supervisor_gave(child: Child) -> None:
 def test_a_run_that_fails_tells_what_it_has_used(child: Child) -> None:
     finished = child.run("raises", {"what": "plain"})
 
+    assert finished.cpu_s is not None
+    assert finished.max_rss is not None
     assert finished.cpu_s >= 0
     assert finished.max_rss > 1 << 20
 
@@ -190,7 +197,7 @@ def test_descriptors_without_end_are_an_error_and_the_process_starts_anew() -> N
         finished = child.run("opens")
 
         assert finished.outcome == "error"
-        assert "Too many open files" in finished.error
+        assert "Too many open files" in (finished.error or "")
         child.read_to_end()
         assert child.process.wait(30) == 0
 

@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
+import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -109,6 +111,55 @@ def test_up_runs_all_on_a_server_of_its_own_and_stops_it(
     with pytest.raises(ProcessLookupError):
         signal.pidfd_send_signal(gone, 0)
     os.close(gone)
+
+
+def test_up_starts_its_server_again_when_it_dies(
+    start_daemon: StartDaemon, write_config: WriteConfig, folder: Path, free_port: int
+) -> None:
+    file = write_config(
+        f"api: {{port: {free_port}, workers: 1}}\nadmin: {{token: {TOKEN}}}\nlog: {{format: text}}\n"
+        "workers: {processes: 1, drain_timeout: 1s}\n"
+    )
+    env = {"STATE_DIRECTORY": str(folder), "RUNTIME_DIRECTORY": str(folder)}
+    up = start_daemon("up", "--config", file, env=env)
+    up.until("taskd is ready", stdout=True)
+
+    os.kill(int((folder / "pg" / "data" / "postmaster.pid").read_text().split()[0]), signal.SIGKILL)
+
+    up.until("embedded PostgreSQL runs again")
+    assert up.end() == 0
+    assert not (folder / "pg" / "data" / "postmaster.pid").exists()
+
+
+def test_up_gives_up_when_its_address_is_taken(
+    write_config: WriteConfig, database_url: str, tmp_path: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        file = write_config(
+            f'database: {{url: "{database_url}", allow_unsafe: true}}\n'
+            f"api: {{port: {taken.getsockname()[1]}}}\nadmin: {{token: {TOKEN}}}\n"
+        )
+
+        done = taskd("up", "--config", file, env={"RUNTIME_DIRECTORY": str(tmp_path)})
+
+    assert done.returncode == 1
+    assert "can't listen on 127.0.0.1" in done.stderr
+
+
+def test_an_api_starts_without_its_database(
+    start_daemon: StartDaemon, write_config: WriteConfig, free_port: int
+) -> None:
+    file = write_config(
+        "database: {url: 'postgresql://127.0.0.1:1/none'}\n"
+        f"api: {{port: {free_port}, workers: 1}}\nadmin: {{token: {TOKEN}}}\nlog: {{format: text}}\n"
+    )
+    api = start_daemon("api", "--config", file, env={})
+    api.until("serving")
+
+    assert ask(f"http://127.0.0.1:{free_port}/health") == {"message": "ok"}
+    with pytest.raises(urllib.error.HTTPError, match="503"):
+        ask(f"http://127.0.0.1:{free_port}/ready")
+    assert api.end() == 0
 
 
 def test_up_uses_the_database_of_the_file_and_migrates_it(

@@ -90,13 +90,14 @@ def test_a_submitted_job_is_listed_and_shown(invoke: Invoke) -> None:
 @pytest.mark.parametrize(
     ("words", "stdin", "payload"),
     [
-        pytest.param(["-p", "to=x", "-p", "n=3", "-p", "o={\"a\": [1]}"], None, {"to": "x", "n": 3, "o": {"a": [1]}}, id="members"),
+        pytest.param(["-p", "to=x", "-p", "n=3"], None, {"to": "x", "n": 3}, id="members"),
+        pytest.param(["-p", "to=x", "-p", 'o={"a": [1]}'], None, {"to": "x", "o": {"a": [1]}}, id="objects"),
         pytest.param(["-p", "to=a=b"], None, {"to": "a=b"}, id="a value with an equals sign"),
         pytest.param(["-p", 'to="3"'], None, {"to": "3"}, id="a number as text"),
         pytest.param(["--json", '{"to": "x"}'], None, {"to": "x"}, id="literal"),
         pytest.param(["--json", "-"], '{"to": "y"}', {"to": "y"}, id="standard input"),
     ],
-)  # fmt: skip
+)
 @pytest.mark.usefixtures("published")
 def test_payload_is_given_by_members_or_as_json(
     invoke: Invoke, words: list[str], stdin: str | None, payload: object

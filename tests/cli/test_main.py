@@ -55,9 +55,10 @@ def test_help_loads_nothing_heavy() -> None:
 
 
 def test_listing_jobs_loads_neither_web_framework_nor_engine(config_file: Path) -> None:
+    words = ["--config", str(config_file), "jobs", "list"]
     code = (
         "import sys\nfrom click.testing import CliRunner\nfrom taskd.cli import main\n"
-        f"assert CliRunner().invoke(main, ['--config', {str(config_file)!r}, 'jobs', 'list']).exit_code == 0\n"
+        f"assert CliRunner().invoke(main, {words!r}).exit_code == 0\n"
         "print(sorted({'sanic', 'taskd.engine.daemon', 'taskd.api.app'} & set(sys.modules)))"
     )
 

@@ -5,11 +5,13 @@ from collections.abc import Mapping
 
 import pytest
 
-from taskd.cli import plugins, settings
-from taskd.cli.plugins import Installed, sources
+from taskd.cli import plugins
+from taskd.cli.plugins import Installed, Source, sources
 from taskd.config.read import Config, parse
 from taskd.errors import ConfigError
-from taskd.registry import Registry
+from taskd.process.environment import child_env
+from taskd.registry import Answer, Registry
+from taskd.wire import Plugin, PluginProblem
 from tests.cli.conftest import FIXTURES, clean_env
 
 EMAIL = Installed("email", "taskd_email")
@@ -96,6 +98,23 @@ def test_job_types_override_the_author_and_make_lanes() -> None:
     assert infos["greet.later"].timeout == 300.0
 
 
+def test_commands_of_the_file_are_job_types() -> None:
+    infos = loaded(
+        "job_types:\n"
+        "  list.folder:\n"
+        "    command: [/bin/ls, '{folder}']\n"
+        "    params: {folder: '/[a-z]+'}\n"
+        "    description: Lists a folder\n"
+        "    timeout: 3s\n"
+        "    cwd: /tmp\n"
+        "    success_codes: [0, 2]\n"
+    ).infos
+
+    assert infos["list.folder"].description == "Lists a folder"
+    assert infos["list.folder"].timeout == 3.0
+    assert infos["list.folder"].schema["required"] == ["folder"]
+
+
 def test_workers_types_are_all_that_a_node_has() -> None:
     registry = loaded("workers: {types: [sleep]}\n")
 
@@ -122,9 +141,15 @@ def test_workers_types_are_all_that_a_node_has() -> None:
         ),
         pytest.param(
             "plugins:\n  - module: fixtures.wants_a_pool\n",
-            "t.yaml:0: job_types.report: job type report of the plugin fixtures.wants_a_pool runs in the pool "
-            "reports, which this file does not have: add pools.reports, or set job_types.report.pool",
+            "t.yaml:0: job_types.report: job type report of the plugin fixtures.wants_a_pool runs in the "
+            "pool reports, which this file does not have: add pools.reports, or set job_types.report.pool",
             id="unknown pool of an author",
+        ),
+        pytest.param(
+            "job_types:\n  echo:\n    command: [/bin/echo]\n",
+            "t.yaml:3: job_types.echo.command: job type echo is declared by the plugin builtin already "
+            "(duplicate); builtin can't have it too",
+            id="command of a shipped name",
         ),
         pytest.param(
             "plugins:\n  - module: fixtures.echoes_too\n",
@@ -150,7 +175,44 @@ def test_an_author_s_pool_may_be_changed() -> None:
 
 
 def test_describing_children_do_not_see_our_environment() -> None:
-    env: Mapping[str, str] = settings.child_env({"DATABASE_URL": "x", "PYTHONPATH": str(FIXTURES)}, "n")
+    env: Mapping[str, str] = child_env({"DATABASE_URL": "x", "PYTHONPATH": str(FIXTURES)}, "n")
 
     assert "DATABASE_URL" not in env
     assert env["PYTHONPATH"] == str(FIXTURES)
+
+
+@pytest.mark.parametrize(
+    ("path", "message", "told"),
+    [
+        pytest.param(
+            "config",
+            "types.a.b.cwd: is wrong",
+            "t.yaml:4: job_types.a.b.cwd: is wrong",
+            id="own check",
+        ),
+        pytest.param(
+            "config.types.a.b.cwd", "is wrong", "t.yaml:4: job_types.a.b.cwd: is wrong", id="schema"
+        ),
+        pytest.param("module", "is broken", "t.yaml:1: job_types: is broken", id="of all of them"),
+    ],
+)
+def test_what_is_wrong_with_a_command_is_told_at_its_key(path: str, message: str, told: str) -> None:
+    config = config_of("job_types:\n  a.b:\n    command: [/bin/a]\n    cwd: /tmp\n")
+    (source,) = (one for one in sources(config.tree, []) if one.commands)
+    found = PluginProblem(plugin=0, path=path, message=message)
+
+    problems, _ = plugins.judge(config, [source], [Answer(source.plugin, [], [found])])
+
+    assert [problem.show("t.yaml") for problem in problems] == [told]
+
+
+def test_an_installed_plugin_that_is_broken_stops_the_start_and_is_named() -> None:
+    config = config_of("log: {level: info}\n")
+    source = Source(Plugin(name="other"), found=True)
+    found = PluginProblem(plugin=0, path="name", message="its import raised RuntimeError")
+
+    problems, warnings = plugins.judge(config, [source], [Answer(source.plugin, [], [found])])
+
+    assert warnings == []
+    assert "plugin other, which is installed, can't be used: its import raised" in problems[0].message
+    assert "`name: other` with `enabled: false`" in problems[0].message

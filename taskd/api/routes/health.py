@@ -14,7 +14,7 @@ async def health(call: Call) -> Answer:
 
 async def ready(call: Call) -> Answer:
     """Say whether requests can be served: database and schema decide, workers inform."""
-    return answers.ready(await call.services.health.ready())
+    return answers.ready(await call.services.health.ready(), call.request.door_id)
 
 
 ROUTES = (

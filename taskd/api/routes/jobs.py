@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -11,7 +12,7 @@ from taskd.api import answers
 from taskd.api.answers import Answer
 from taskd.api.body import read_object
 from taskd.api.route import Call, Route
-from taskd.errors import Refused
+from taskd.errors import Refused, StoreUnavailable
 from taskd.model import names, payload
 from taskd.model.job import Job
 from taskd.model.state import State
@@ -47,8 +48,10 @@ async def submit(call: Call) -> Answer:
     members = answers.submitted(receipt)
     headers = [("Location", f"/jobs/{receipt.id}")]
     if wait_s is not None:
-        outcome = answers.job(await _finished(call, receipt.id, wait_s))
-        members.update({name: outcome[name] for name in _OUTCOME})
+        # The job is stored: whatever happens to the wait, the answer is a receipt.
+        with suppress(StoreUnavailable, Refused):
+            outcome = answers.job(await _finished(call, receipt.id, wait_s))
+            members.update({name: outcome[name] for name in _OUTCOME})
     return answers.ok(members, headers=headers)
 
 

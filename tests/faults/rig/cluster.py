@@ -80,7 +80,7 @@ class Cluster:
     def query(self, database: str, statement: str, **args: object) -> list[tuple[Any, ...]]:
         """Return the rows of a statement on a connection made for it."""
         with psycopg.connect(self.server.url(database), autocommit=True, connect_timeout=5) as conn:
-            cursor = conn.execute(sql.SQL(statement), args or None)  # type: ignore[arg-type]
+            cursor = conn.execute(sql.SQL(statement), args or None)
             return cursor.fetchall() if cursor.description else []
 
     async def ask(self, database: str, statement: str, **args: object) -> list[tuple[Any, ...]]:
@@ -142,7 +142,8 @@ class Cluster:
 
     async def _end(self, number: int) -> None:
         process = self.server._process
-        assert process is not None and process.poll() is None, "the server is not running"
+        assert process is not None
+        assert process.poll() is None, "the server is not running"
         process.send_signal(number)
         await asyncio.to_thread(process.wait, 60)
 

@@ -118,6 +118,7 @@ class Ledger:
 class Tally:
     """What became of the submits, by their numbers."""
 
+    next: int = 0
     sent: set[int] = field(default_factory=set)
     accepted: dict[int, str] = field(default_factory=dict)
     unknown: set[int] = field(default_factory=set)
@@ -140,7 +141,9 @@ class Tally:
 Body = Callable[[int], dict[str, object]]
 
 
-def mixed(seed: int, *, raises: float = 0.05, long: float = 0.0, sync: float = 0.1, long_ms: int = 5000) -> Body:
+def mixed(
+    seed: int, *, raises: float = 0.05, long: float = 0.0, sync: float = 0.1, long_ms: int = 5000
+) -> Body:
     """Return the base load: jobs of 20 to 200 ms, a share that raises, one that takes long, one in `def`.
 
     Half of those that raise do so once, half always.
@@ -169,12 +172,11 @@ class Driver:
         self._repeat = repeat
         self.tally = Tally()
         self.ended = False
-        self._next = 0
 
     async def run(self, body: Body, *, rate: float, seconds: float, connections: int = 16) -> Tally:
         """Submit `rate` jobs a second for `seconds`; a silent server makes it fall behind, then catch up."""
-        begin, end = self._next, self._next + round(rate * seconds)
-        self._next = end
+        begin, end = self.tally.next, self.tally.next + round(rate * seconds)
+        self.tally.next = end
         numbers = iter(range(begin, end))
         started = time.monotonic()
 

@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,11 +62,13 @@ def process(pid: int) -> Process | None:
 
 def children(pid: int) -> list[Process]:
     """Return the children of a process, the oldest first."""
-    found = []
+    found: list[Process | None] = []
     with suppress(OSError):
         for task in Path(f"/proc/{pid}/task").iterdir():
             with suppress(OSError):
-                found += [one for word in (task / "children").read_text().split() if (one := process(int(word)))]
+                found += [
+                    one for word in (task / "children").read_text().split() if (one := process(int(word)))
+                ]
     return sorted((one for one in found if one.alive), key=lambda one: (int(one.started), one.pid))
 
 
@@ -92,7 +94,7 @@ def resources(pid: int) -> Resources | None:
     """Return what a process holds now; None when it is gone."""
     try:
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-        return Resources(pages * os.sysconf("SC_PAGE_SIZE"), len(os.listdir(f"/proc/{pid}/fd")))
+        return Resources(pages * os.sysconf("SC_PAGE_SIZE"), len(list(Path(f"/proc/{pid}/fd").iterdir())))
     except (OSError, IndexError):
         return None
 
@@ -187,7 +189,8 @@ class Unit:
     async def end(self, timeout_s: float = 60.0) -> tuple[float, int]:
         """SIGTERM, no restart; returns the seconds until the exit and its status."""
         self._ending = True
-        assert self._process is not None and self._task is not None
+        assert self._process is not None
+        assert self._task is not None
         self._kin.update(self.processes)
         began = time.monotonic()
         self.kill(signal.SIGTERM)
@@ -219,18 +222,21 @@ class Unit:
             await self._process.wait()
 
 
-async def until(condition: object, limit_s: float, what: str, *, every_s: float = 0.05) -> float:
+async def until(
+    condition: Callable[[], object], limit_s: float, what: Callable[[], str] | str, *, every_s: float = 0.05
+) -> float:
     """Wait until `condition()` is true and return the seconds that took; it may be a coroutine function.
 
     Raises:
-        AssertionError: it did not come true within `limit_s`.
+        AssertionError: it did not come true within `limit_s`; `what` tells what should have.
     """
     began = time.monotonic()
     while True:
-        value = condition()  # type: ignore[operator]
+        value = condition()
         if asyncio.iscoroutine(value):
             value = await value
         if value:
             return time.monotonic() - began
-        assert time.monotonic() - began < limit_s, f"not within {limit_s:g} s: {what}"
+        if time.monotonic() - began > limit_s:
+            raise AssertionError(f"not within {limit_s:g} s: {what if isinstance(what, str) else what()}")
         await asyncio.sleep(every_s)
