@@ -50,9 +50,9 @@ plugins:
       base_url: {resend_url}
   - module: demo_jobs
 job_types:
-  wordcount:
-    description: Count the words of a text, with a program and no code
-    command: [/usr/bin/env, printf, "%s", "{{text}}"]
+  say:
+    description: Say something, with a program and no code
+    command: [/usr/bin/env, printf, '{{{{"said": "%s"}}}}', "{{text}}"]
     params:
       text: "[A-Za-z0-9 ,.!]{{1,200}}"
 log:
@@ -77,12 +77,12 @@ class Client:
 
     def call(self, method: str, path: str, headers: dict[str, str], body: object = None) -> Any:
         """Send one request, show it and its answer, and return the answer's JSON."""
-        shown = " ".join(f"-H '{name}: {value}'" for name, value in headers.items())
         data = None if body is None else json.dumps(body).encode()
-        sent = "" if data is None else f" -d '{data.decode()}'"
-        say(f"$ curl -X {method} {self.url}{path} {shown}{sent}")
         if data is not None:
             headers = {**headers, "Content-Type": "application/json"}
+        shown = " ".join(f"-H '{name}: {value}'" for name, value in headers.items())
+        sent = "" if data is None else f" -d '{data.decode()}'"
+        say(f"$ curl -X {method} '{self.url}{path}' {shown}{sent}")
         request = urllib.request.Request(self.url + path, data=data, method=method, headers=headers)
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
@@ -246,8 +246,10 @@ def flaky(client: Client, key: str) -> None:
 
 def command(client: Client, key: str) -> None:
     """A program that only YAML knows has run."""
-    done = client.run(key, "wordcount", {"text": "a job without a line of code"})
+    text = "a job without a line of code"
+    done = client.run(key, "say", {"text": text})
     check(done["status"] == "completed", "the command did not complete")
+    check(done["result"] == {"said": text}, "what the command printed is not the result")
 
 
 def main() -> int:

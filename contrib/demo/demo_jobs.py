@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from taskd.plugin import Context, JobType, hookimpl, job
 
 
-@job("flaky", timeout="10s", max_attempts=5, delays=["200ms"])
+@job("flaky", timeout="10s", retry={"max_attempts": 5, "delays": ["200ms"]})
 async def flaky(fails: int = 2, *, ctx: Context) -> dict[str, object]:
     """Fail `fails` times, then succeed."""
     if ctx.attempt <= fails:

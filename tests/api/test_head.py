@@ -50,7 +50,8 @@ def test_is_refused(head: bytes) -> None:
 
 def test_is_read() -> None:
     head = read_head(
-        b"POST /jobs?wait=1 HTTP/1.1\r\nHost: [::1]:80\r\nX-A:  a b \t\r\nContent-Length: 7\r\nConnection: Close"
+        b"POST /jobs?wait=1 HTTP/1.1\r\nHost: [::1]:80\r\nX-A:  a b \t\r\n"
+        b"Content-Length: 7\r\nConnection: Close"
     )
 
     assert (head.method, head.target, head.length, head.chunked) == ("POST", "/jobs?wait=1", 7, False)

@@ -66,10 +66,9 @@ def children(pid: int) -> list[Process]:
     with suppress(OSError):
         for task in Path(f"/proc/{pid}/task").iterdir():
             with suppress(OSError):
-                found += [
-                    one for word in (task / "children").read_text().split() if (one := process(int(word)))
-                ]
-    return sorted((one for one in found if one.alive), key=lambda one: (int(one.started), one.pid))
+                found += [process(int(word)) for word in (task / "children").read_text().split()]
+    living = [one for one in found if one is not None and one.alive]
+    return sorted(living, key=lambda one: (int(one.started), one.pid))
 
 
 def tree(pid: int) -> Iterator[Process]:
