@@ -52,7 +52,7 @@ plugins:
 job_types:
   say:
     description: Say something, with a program and no code
-    command: [/usr/bin/env, printf, '{{{{"said": "%s"}}}}', "{{text}}"]
+    command: [/usr/bin/env, printf, '{{"said": "%s"}}', "{{text}}"]
     params:
       text: "[A-Za-z0-9 ,.!]{{1,200}}"
 log:
