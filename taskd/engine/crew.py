@@ -462,7 +462,7 @@ class Crew:
         job = run.job
         ran_ms = int((now - run.started_at) * 1000) if run.started_at else None
         if message.outcome == "completed":
-            self._slots.release(job.type)
+            self._slots.release(job.type, ran_ms or 0)
             completion = Completion(job.id, job.claim, bytes(message.result).decode(), ran_ms or 0)
             if message.submits:
                 bodies = [bytes(body) for body in message.submits]
@@ -517,7 +517,7 @@ class Crew:
         ran_ms: int | None = None,
         exit: Exit | None = None,
     ) -> None:
-        self._slots.release(run.job.type, ran=ran_ms is not None)
+        self._slots.release(run.job.type, ran_ms)
         self._write_down(run.job, verdict, exit or message, ran_ms)
 
     def _write_down(

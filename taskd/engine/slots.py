@@ -7,7 +7,7 @@ other nodes. Slow types and limited ones are never fetched ahead.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from taskd.model.jobtype import TypeInfo
@@ -16,6 +16,8 @@ from taskd.store.leases import Demand
 ROUND_TRIPS = 2.0
 MOST_AHEAD = 2000
 """Jobs of one type that are fetched ahead at most, whatever the rate."""
+QUICK_S = 0.05
+"""Below this, how long a run seems to take is for the most part how long we take to hear of it."""
 MOST_A_CLAIM = 1000
 """Jobs of one type that one claim statement asks for at most."""
 MOST_HELD = 6000
@@ -23,8 +25,6 @@ MOST_HELD = 6000
 
 _WEIGHT = 0.3
 """Of the newest measurement in the moving averages."""
-_SPAN_S = 0.1
-"""A rate is measured over this long at least: two slow jobs that end together are no fast type."""
 
 
 @dataclass(slots=True)
@@ -33,10 +33,12 @@ class _Type:
     held: int = 0
     """Handed out or waiting for a child here."""
     ended: int = 0
-    """Runs that ended since `since`."""
+    """Runs that ended since `since`, when this type was last claimed."""
     since: float = 0.0
     rate: float = 0.0
-    """Runs that end per second, averaged."""
+    """Runs that end per second while there is work, averaged."""
+    run_s: float = 1.0
+    """How long a run takes, averaged."""
 
 
 @dataclass(slots=True)
@@ -69,32 +71,40 @@ class Slots:
         self._pools[one.info.pool].held += 1
         self.held += 1
 
-    def release(self, type_: str, *, ran: bool = True) -> None:
-        """A job of this type is not held any more; `ran` False when it was handed back unrun."""
+    def release(self, type_: str, ran_ms: int | None) -> None:
+        """A job of this type is not held any more; it ran for so long, or not at all (None)."""
         one = self._types[type_]
         one.held -= 1
-        one.ended += ran
+        if ran_ms is not None:
+            one.ended += 1
+            one.run_s += _WEIGHT * (ran_ms / 1000 - one.run_s)
         self._pools[one.info.pool].held -= 1
         self.held -= 1
-
-    @property
-    def round_trip_s(self) -> float:
-        """How long a claim takes, averaged."""
-        return self._round_trip_s
 
     @property
     def complete(self) -> int:
         """How many types there are: with fewer demands some type has no room."""
         return len(self._types)
 
-    def measured(self, round_trip_s: float, now_s: float) -> None:
-        """A claim took `round_trip_s` and was answered at `now_s`, on a clock that only grows."""
+    def measured(self, round_trip_s: float, now_s: float, asked: Collection[str]) -> None:
+        """A claim of these types took `round_trip_s`; it was answered at `now_s` of a clock that only grows."""
         self._round_trip_s += _WEIGHT * (round_trip_s - self._round_trip_s)
-        for one in self._types.values():
-            span_s = now_s - one.since
-            if span_s >= _SPAN_S:
-                one.rate += _WEIGHT * (one.ended / span_s - one.rate)
-                one.ended, one.since = 0, now_s
+        for name in asked:
+            one = self._types[name]
+            one.rate += _WEIGHT * (one.ended / max(0.001, now_s - one.since) - one.rate)
+            one.ended, one.since = 0, now_s
+
+    def _ahead(self, one: _Type) -> int:
+        """Return how many jobs of a type start within `ROUND_TRIPS` beside those that there are slots for."""
+        # A child would start all that it has, so a type with a bound here is not fetched ahead either.
+        if one.info.limited or one.info.concurrency is not None:
+            return 0
+        span_s = self._round_trip_s * ROUND_TRIPS
+        ahead = min(MOST_AHEAD, one.rate * span_s)
+        if one.run_s > QUICK_S:
+            # Two slow jobs that end together look like a fast type for a moment.
+            ahead = min(ahead, self._pools[one.info.pool].concurrency * span_s / one.run_s)
+        return int(ahead)
 
     def demands(self, unsettled: int) -> tuple[dict[str, Demand], list[int]]:
         """Return what to claim of each type now, and the free slots of each pool.
@@ -110,10 +120,7 @@ class Slots:
             info = one.info
             if not self._open.get((info.pool, info.isolation), False):
                 continue
-            ahead = 0
-            # A child would start all that it has, so a type with a bound here is not fetched ahead either.
-            if not info.limited and info.concurrency is None:
-                ahead = min(MOST_AHEAD, int(one.rate * self._round_trip_s * ROUND_TRIPS))
+            ahead = self._ahead(one)
             count = min(MOST_A_CLAIM, left)
             if info.concurrency is not None:
                 count = min(count, info.concurrency - one.held)

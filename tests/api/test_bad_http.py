@@ -31,7 +31,7 @@ ELSEWHERE = {
     "st-db-hang": "test_outages: needs a database of its own to freeze",
     "st-db-readonly": "test_outages: needs a database of its own to demote",
     "st-draining": "test_serve: ends its server",
-    "st-badkey-flood": "test_auth: would refuse the wrong keys of the other cases",
+    "st-badkey-flood": "test_keys: would refuse the wrong keys of the other cases",
 }
 HERE = [case_id for case_id in CASES if case_id not in LATER | ELSEWHERE]
 

@@ -1,12 +1,19 @@
-"""The durable server that the cases of this folder share."""
+"""The durable server that the cases of this folder share, and the report of the fault plan."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.faults.rig.cluster import Cluster, cluster
+from tests.faults.rig.report import Report
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Take the file that `make faults` writes."""
+    parser.addoption("--faults-report", metavar="FILE", default=None, help="write what was measured to FILE")
 
 
 @pytest.fixture(scope="session")
@@ -14,3 +21,12 @@ def durable() -> Iterator[Cluster]:
     """One server with fsync on; each case has a database of its own in it."""
     with cluster() as made:
         yield made
+
+
+@pytest.fixture(scope="session")
+def report(request: pytest.FixtureRequest) -> Iterator[Report]:
+    """What the cases of the fault plan measured; written down at the end if a file is asked for."""
+    made = Report()
+    yield made
+    if file := request.config.getoption("--faults-report", default=None):
+        Path(str(file)).write_text(made.text())

@@ -17,10 +17,10 @@ async def test_sigterm_under_load_uses_no_attempt_and_leaves_no_processing_row(d
         case.worker("one")
         case.worker("two")
         await case.ready("one", "two")
-        body = mixed(case.seed, raises=0.0, long=0.05, long_ms=4000)
+        body = mixed(case.seed, raises=0.0, long=0.05, long_ms=3500)
 
-        async with case.load(body, rate=100, seconds=9):
-            await asyncio.sleep(3)
+        async with case.load(body, rate=100, seconds=6):
+            await asyncio.sleep(2)
             took, status = await case.units["one"].end()
             left = await case.count(
                 "taskd.queue as q join taskd.nodes as n on n.id = q.node where q.claimed and n.name = 'one'"

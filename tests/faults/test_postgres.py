@@ -57,7 +57,7 @@ async def test_an_answer_cut_after_the_commit_and_repeated_with_its_unique_key_m
         assert case.proxy is not None
         case.proxy.cut_after_commit("taskd.insert_jobs", share=0.5)
 
-        async with case.load(mixed(case.seed), rate=50, seconds=6, repeat=True, connections=32):
+        async with case.load(mixed(case.seed), rate=50, seconds=4, repeat=True, connections=32):
             pass
         case.proxy.pass_()
         await case.quiet(30)

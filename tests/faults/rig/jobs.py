@@ -6,7 +6,9 @@ Each run appends a line when it starts and one when it ends, each flushed to dis
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
+import signal
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -61,6 +63,64 @@ def ledger_sync(n: int, ms: int = 20, fails: int = 0, *, ctx: Context) -> dict[s
     return _end(line, ctx, n, fails)
 
 
+def _die(how: str) -> None:
+    if how == "exit":
+        os._exit(1)
+    if how == "abort":
+        os.abort()
+    if how == "null":
+        ctypes.string_at(0)
+    if how == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if how == "descriptors":
+        os.closerange(0, 4096)
+        time.sleep(60)
+
+
+@job("killer", timeout="10s", grace="1s")
+async def killer(n: int, how: str, *, ctx: Context) -> None:
+    """End the process that it shares with other jobs."""
+    _Line(ctx).write("start")
+    _die(how)
+
+
+@job("killer_sync", timeout="10s", grace="1s")
+def killer_sync(n: int, how: str, *, ctx: Context) -> None:
+    """End the process that it has to itself."""
+    _Line(ctx).write("start")
+    _die(how)
+
+
+@job("stubborn")
+async def stubborn(n: int, *, ctx: Context) -> None:
+    """Swallow every wish that it should stop."""
+    _Line(ctx).write("start")
+    while True:
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            continue
+
+
+@job("deaf")
+def deaf(n: int, *, ctx: Context) -> None:
+    """Block all signals and sleep in C."""
+    _Line(ctx).write("start")
+    signal.pthread_sigmask(signal.SIG_BLOCK, set(signal.Signals))
+    time.sleep(10**6)
+
+
+@job("busy", grace="1s")
+async def busy(n: int, seconds: float, *, ctx: Context) -> None:
+    """Keep the loop that it shares with other jobs from turning."""
+    line = _Line(ctx)
+    line.write("start")
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        pass
+    line.write("end")
+
+
 @hookimpl
 def taskd_options_schema() -> Mapping[str, object]:
     """The file that runs are written to."""
@@ -69,7 +129,7 @@ def taskd_options_schema() -> Mapping[str, object]:
 
 @hookimpl
 def taskd_job_types(options: Mapping[str, object]) -> Sequence[JobType]:
-    """Declare both."""
+    """Declare all of them."""
     global _file
     _file = str(options["ledger"])
-    return [ledger, ledger_sync]
+    return [ledger, ledger_sync, killer, killer_sync, stubborn, deaf, busy]
