@@ -148,7 +148,7 @@ begin
         end if;
     end if;
     -- Read now and not at the start of the caller's transaction, which a floor may have passed long ago.
-    t := clock_timestamp();
+    t := taskd.moment();
     insert into taskd.jobs (id, client, created_at, priority, max_attempts, type, payload, unique_key, tags,
                             meta)
     values (job, p_client, t, prio, attempts, p_type, p_payload::text::json, p_unique_key,
@@ -274,7 +274,7 @@ begin
         return;
     end if;
 
-    t := clock_timestamp();
+    t := taskd.moment();
     head := taskd.id_head();
     made := array(
         select (head || substr(gen_random_uuid()::text, 16))::uuid from generate_series(1, amount));

@@ -119,9 +119,9 @@ with seen as materialized (
     where o.id = any(array(
         select s.id from seen as s
         where s.finished_at < clock_timestamp() - case s.status
-                when 'completed' then %(completed)s
-                when 'failed' then %(failed)s
-                else %(cancelled)s end
+                when 'completed' then %(completed)s::interval
+                when 'failed' then %(failed)s::interval
+                else %(cancelled)s::interval end
             and not exists (
                 select from taskd.jobs as j
                 where j.id = s.id and j.unique_key is not null

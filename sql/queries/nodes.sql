@@ -29,7 +29,7 @@ returning n.id;
 -- Rows of nodes that ended long ago; history names them by number, so they stay for as long as it does.
 -- They hold nothing: a rescue or their good-bye saw to that, and neither can claim any more.
 delete from taskd.nodes as n
-where n.state in ('gone', 'dead') and n.ended_at < clock_timestamp() - %(age)s;
+where n.state in ('gone', 'dead') and n.ended_at < clock_timestamp() - %(age)s::interval;
 
 -- name: list_nodes
 select n.id, n.name, n.host, n.pid, n.version, n.state, n.started_at, n.heartbeat_at, n.lease_until,

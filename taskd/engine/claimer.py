@@ -23,7 +23,7 @@ from taskd.store.leases import Claimed, Haul, Lane, Want
 from taskd.store.pool import Link, may_be_done
 
 POLL_S = 1.0
-GATHER_S = 0.1
+GATHER_S = 0.04
 """How long a claim for few jobs waits for more slots while children have plenty in hand."""
 STEP_S = 0.5
 """A step back of the database clock from which on it counts; smaller ones are covered by the lanes."""

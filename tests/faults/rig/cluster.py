@@ -22,6 +22,8 @@ from taskd.store import migrate
 from tests.postgres import DURABLE, chosen_bindir
 
 TEMPLATE = "faults_template"
+PATIENCE_S = 15.0
+"""How long the rig's own statements wait for a server that is down or starts."""
 
 # Grows with each final move of a job; a final row that changes, or goes without being asked to, is an error.
 _TRIGGER = """
@@ -78,7 +80,17 @@ class Cluster:
             self.query("postgres", f"drop database if exists {name} with (force)")
 
     def query(self, database: str, statement: str, **args: object) -> list[tuple[Any, ...]]:
-        """Return the rows of a statement on a connection made for it."""
+        """Return the rows of a statement on a connection made for it; a server that starts is waited for."""
+        end = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                return self._query(database, statement, args)
+            except psycopg.OperationalError:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.1)
+
+    def _query(self, database: str, statement: str, args: dict[str, object]) -> list[tuple[Any, ...]]:
         with psycopg.connect(self.server.url(database), autocommit=True, connect_timeout=5) as conn:
             cursor = conn.execute(sql.SQL(statement), args or None)
             return cursor.fetchall() if cursor.description else []

@@ -73,8 +73,8 @@ class Report:
             versions=versions,
             machine=f"Linux on {os.cpu_count()} cores",
         )
-        rows = [
-            f"| {one.case} | {one.load} | {one.faults} | {one.counts} | {one.worst} | {one.bound} | {one.seed} |"
-            for one in sorted(self.lines, key=lambda line: (len(line.case.split()[0]), line.case))
-        ]
+        rows = []
+        for one in sorted(self.lines, key=lambda line: (len(line.case.split()[0]), line.case)):
+            cells = (one.case, one.load, one.faults, one.counts, one.worst, one.bound, str(one.seed))
+            rows.append(f"| {' | '.join(cells)} |")
         return head + "\n".join(rows) + "\n"
