@@ -84,8 +84,8 @@ docs-reference: $(STAMP)  ## make the pages of docs/ that the code knows: keys, 
 	@$(PYTHON) contrib/docs/reference.py
 
 .PHONY: faults
-faults: $(STAMP)  ## the fault plan at full length (an hour and more)
-	@$(PYTHON) -m pytest -m fault tests/faults $(ARGS)
+faults: $(STAMP)  ## the fault plan, an hour (TASKD_FAULT_SCALE=0.05: minutes), and docs/faults.md
+	@$(PYTHON) -m pytest -p no:randomly -m fault tests/faults --faults-report docs/faults.md $(ARGS)
 
 .PHONY: bench
 bench: $(STAMP)  ## measure: peers, PostgreSQL alone and taskd in one run

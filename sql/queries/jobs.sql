@@ -32,8 +32,9 @@ where j.id = %(id)s and (%(client)s::uuid is null or j.client = %(client)s)
 -- For those who wait for the end of jobs: one statement for all of them.
 select v.id::text, coalesce(o.status, case when q.claimed then 'processing' else 'pending' end) as status
 from unnest(%(ids)s::uuid[]) as v (id)
-left join taskd.queue as q on q.id = v.id
-left join taskd.outcomes as o on o.id = v.id;
+-- Under a limit, so that it stays one look by id for each job, whatever the sizes.
+left join lateral (select w.claimed from taskd.queue as w where w.id = v.id limit 1) as q on true
+left join lateral (select e.status from taskd.outcomes as e where e.id = v.id limit 1) as o on true;
 
 -- name: list_jobs
 -- Reads at most :scan rows, newest first; filters that no index serves cut the answer, not the scan.

@@ -8,12 +8,12 @@ select %(id)s::uuid, coalesce(%(client)s::uuid, %(id)s::uuid), %(name)s, %(descr
 where %(client)s::uuid is null
     or exists (select 1 from taskd.api_keys as k where k.client = %(client)s::uuid)
 returning id, client, name, description, prefix, public_id, digest, pepper_version, fingerprint, scopes, types,
-    rate, burst, max_pending, created_at, expires_at, revoked_at, last_used_at,
+    rate, burst, max_pending, created_at, expires_at, revoked_at, last_used_at, rotated_from,
     revoked_at is null and (expires_at is null or expires_at > clock_timestamp()) as live;
 
 -- name: list_keys
 select id, client, name, description, prefix, public_id, digest, pepper_version, fingerprint, scopes, types,
-    rate, burst, max_pending, created_at, expires_at, revoked_at, last_used_at,
+    rate, burst, max_pending, created_at, expires_at, revoked_at, last_used_at, rotated_from,
     revoked_at is null and (expires_at is null or expires_at > clock_timestamp()) as live
 from taskd.api_keys
 order by created_at desc, id desc
@@ -21,14 +21,14 @@ limit %(limit)s;
 
 -- name: get_key
 select id, client, name, description, prefix, public_id, digest, pepper_version, fingerprint, scopes, types,
-    rate, burst, max_pending, created_at, expires_at, revoked_at, last_used_at,
+    rate, burst, max_pending, created_at, expires_at, revoked_at, last_used_at, rotated_from,
     revoked_at is null and (expires_at is null or expires_at > clock_timestamp()) as live
 from taskd.api_keys
 where id = %(id)s::uuid;
 
 -- name: find_keys
 select id, client, name, description, prefix, public_id, digest, pepper_version, fingerprint, scopes, types,
-    rate, burst, max_pending, created_at, expires_at, revoked_at, last_used_at,
+    rate, burst, max_pending, created_at, expires_at, revoked_at, last_used_at, rotated_from,
     revoked_at is null and (expires_at is null or expires_at > clock_timestamp()) as live
 from taskd.api_keys
 where public_id = any(%(public_ids)s::text[]);
@@ -49,12 +49,35 @@ set name = case when 'name' = any(%(members)s::text[]) then %(name)s::text else 
         else expires_at end
 where id = %(id)s::uuid
 returning id, client, name, description, prefix, public_id, digest, pepper_version, fingerprint, scopes, types,
-    rate, burst, max_pending, created_at, expires_at, revoked_at, last_used_at,
+    rate, burst, max_pending, created_at, expires_at, revoked_at, last_used_at, rotated_from,
     revoked_at is null and (expires_at is null or expires_at > clock_timestamp()) as live;
+
+-- name: lock_key
+-- Keeps everybody else from changing the key until the end of the transaction.
+select id, client, name, description, prefix, public_id, digest, pepper_version, fingerprint, scopes, types,
+    rate, burst, max_pending, created_at, expires_at, revoked_at, last_used_at, rotated_from,
+    revoked_at is null and (expires_at is null or expires_at > clock_timestamp()) as live
+from taskd.api_keys
+where id = %(id)s::uuid
+for update;
+
+-- name: rotation_keys
+-- The live keys next to :id in its rotations: the one it was made in place of, and those made in place of it.
+-- A statement of its own after the lock: its snapshot sees what whoever held the lock before has stored.
+select k.id, k.client, k.name, k.description, k.prefix, k.public_id, k.digest, k.pepper_version, k.fingerprint,
+    k.scopes, k.types, k.rate, k.burst, k.max_pending, k.created_at, k.expires_at, k.revoked_at,
+    k.last_used_at, k.rotated_from, true as live
+from taskd.api_keys as k
+join taskd.api_keys as me on me.id = %(id)s::uuid and me.client = k.client
+where (k.id = me.rotated_from or k.rotated_from = me.id)
+    and k.revoked_at is null
+    and (k.expires_at is null or k.expires_at > clock_timestamp())
+order by k.created_at, k.id;
 
 -- name: rotate_key
 -- The new key takes over everything but its name part and secret; the old one ends after :overlap_s at
--- the latest. Returns nothing when the old key is no longer live.
+-- the latest. When :keep_span, the new one lives as long as the old one was made for. Returns nothing
+-- when the old key is no longer live.
 with old as (
     select * from taskd.api_keys
     where id = %(old)s::uuid
@@ -68,13 +91,15 @@ with old as (
     where k.id = old.id
 )
 insert into taskd.api_keys (id, client, name, description, prefix, public_id, digest, pepper_version,
-                            fingerprint, scopes, types, rate, burst, max_pending, expires_at)
+                            fingerprint, scopes, types, rate, burst, max_pending, expires_at, rotated_from)
 select %(id)s::uuid, old.client, old.name, old.description, old.prefix, %(public_id)s, %(digest)s,
     %(pepper_version)s, %(fingerprint)s, old.scopes, old.types, old.rate, old.burst, old.max_pending,
-    %(expires_at)s::timestamptz
+    case when %(keep_span)s then clock_timestamp() + (old.expires_at - old.created_at)
+        else %(expires_at)s::timestamptz end,
+    old.id
 from old
 returning id, client, name, description, prefix, public_id, digest, pepper_version, fingerprint, scopes, types,
-    rate, burst, max_pending, created_at, expires_at, revoked_at, last_used_at,
+    rate, burst, max_pending, created_at, expires_at, revoked_at, last_used_at, rotated_from,
     revoked_at is null and (expires_at is null or expires_at > clock_timestamp()) as live;
 
 -- name: revoke_key
@@ -83,7 +108,7 @@ update taskd.api_keys
 set revoked_at = coalesce(revoked_at, clock_timestamp())
 where id = %(id)s::uuid
 returning id, client, name, description, prefix, public_id, digest, pepper_version, fingerprint, scopes, types,
-    rate, burst, max_pending, created_at, expires_at, revoked_at, last_used_at,
+    rate, burst, max_pending, created_at, expires_at, revoked_at, last_used_at, rotated_from,
     revoked_at is null and (expires_at is null or expires_at > clock_timestamp()) as live;
 
 -- name: touch_keys
@@ -96,3 +121,7 @@ where id = any(array(
         and (last_used_at is null or last_used_at < clock_timestamp() - interval '1 minute')
     order by id
     for update skip locked));
+
+-- name: notify_key
+-- Told to all processes when the transaction commits, and only then.
+select pg_notify(%(channel)s, %(public_id)s);

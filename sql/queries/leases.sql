@@ -73,10 +73,10 @@ select dead, jobs from taskd.rescue(%(nodes)s, %(cause)s, %(error)s);
 -- Also what is not due yet: it can't start in time any more.
 with gone as (
     delete from taskd.queue as q
-    where q.id in (
+    where q.id = any(array(
         select w.id from taskd.queue as w
         where w.expires_at <= clock_timestamp() and not w.claimed
-        order by w.expires_at limit %(most)s for update skip locked)
+        order by w.expires_at limit %(most)s for update skip locked))
     returning q.id, q.run_at, q.attempts, q.max_attempts, q.keyed
 ), freed as (
     delete from taskd.unique_keys as k using gone as g join taskd.jobs as j on j.id = g.id

@@ -13,6 +13,13 @@ set lease_until = clock_timestamp() + n.lease, heartbeat_at = clock_timestamp(),
 where n.id = %(node)s and n.state in ('live', 'draining')
 returning n.id;
 
+-- name: known_node
+-- Whether this incarnation, by the word of a lock file, really is an earlier start of the node on this
+-- host: the file may be of another database.
+select n.id from taskd.nodes as n
+where n.id = %(node)s and n.name = %(name)s and n.host = %(host)s and n.pid = %(pid)s
+    and n.state in ('live', 'draining');
+
 -- name: node_ended
 -- FOR UPDATE waits for claims of this node that are still under way in the server; none succeeds later.
 with mine as (

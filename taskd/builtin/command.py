@@ -45,7 +45,8 @@ EX_TEMPFAIL = 75
 
 _LINE = 16 * 1024
 _STUCK_S = 1.0
-_KEPT = ("PATH", "HOME", "LANG", "TZ", "TMPDIR", "TASKD_NODE")
+_KEPT = ("PATH", "HOME", "LANG", "TZ", "TMPDIR")
+_MARKS = ("TASKD_NODE", "TASKD_LOCK")  # leftovers are found by them: no option may change them
 _NAME = r"[A-Za-z_][A-Za-z0-9_]*"
 _PLACE = re.compile(rf"\{{\{{({_NAME})\}}\}}|\{{({_NAME})\}}")
 _TEXT_TYPES = ("string", "integer", "number", "boolean")
@@ -135,7 +136,8 @@ class Command:
         if not os.path.isabs(options.cwd):  # noqa: PTH117 - a text from the configuration
             raise ValueError(f"types.{name}.cwd: {options.cwd} is no absolute path")
         kept = {key: value for key, value in environ.items() if key in _KEPT or key.startswith("LC_")}
-        self._env = {**kept, **options.env, "TASKD_NODE": environ.get("TASKD_NODE", "")}
+        marks = {key: environ[key] for key in _MARKS if key in environ}
+        self._env = {**kept, **options.env, **marks}
         required = [key for key, rule in self._params.items() if "default" not in rule]
         self.schema: dict[str, object] = {
             "type": "object",

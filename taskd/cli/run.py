@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
@@ -41,6 +42,7 @@ def worker(session: Session, /, instance: str | None, embedded: str | None) -> N
     node's name on this host.
     """
     from taskd.cli import plugins, settings
+    from taskd.process.predecessor import FamilyLock
     from taskd.process.runtime import NodeLock, node_file, runtime_folder
 
     begin()
@@ -54,7 +56,10 @@ def worker(session: Session, /, instance: str | None, embedded: str | None) -> N
         folder = runtime_folder(session.environ, os.geteuid())
         with NodeLock(node_file(folder, name, "lock")) as lock:
             lock.acquire(name)
-            _work(told)
+            with FamilyLock(node_file(folder, name, "family"), name) as family:
+                before = family.take_over()
+                env = {**told.child_env, **family.env}
+                _work(replace(told, family_lock=family, predecessor=before, child_env=env))
 
 
 def _work(told: DaemonSettings) -> None:

@@ -68,6 +68,7 @@ class CrewSettings:
     plugins: Mapping[str, wire.Plugin]
     argv: Sequence[str]
     env: Mapping[str, str]
+    pass_fds: Sequence[int]
     result_bytes: int
     error_bytes: int
     log_lines: int
@@ -278,6 +279,7 @@ class Crew:
                 name=f"child {number}",
                 argv=self._settings.argv,
                 env=self._settings.env,
+                pass_fds=self._settings.pass_fds,
                 pipe_option="--fd",
             ),
             started=lambda member: self._born(group, number, member),

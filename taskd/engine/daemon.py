@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import random
+import re
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,10 +25,11 @@ from taskd.errors import StoreUnavailable, UnsafeDatabase
 from taskd.model.state import Cause
 from taskd.obs.metrics import Metrics
 from taskd.process.family import Family
+from taskd.process.predecessor import FamilyLock
 from taskd.process.sdnotify import Notifier
 from taskd.process.signals import Signals
 from taskd.registry import Registry
-from taskd.store import migrate, nodes, types
+from taskd.store import leases, migrate, nodes, types
 from taskd.store.jobs import Retention
 from taskd.store.pool import Connection, Link, Pace, Target
 
@@ -59,6 +61,10 @@ class DaemonSettings:
     log_lines: int
     child_argv: Sequence[str]
     child_env: Mapping[str, str]
+    family_lock: FamilyLock | None = None
+    """Inherited by all children; None leaves the jobs of an earlier start to their lease."""
+    predecessor: str = ""
+    """What the lock's last holder wrote: its incarnation and process id; nothing of it lives any more."""
 
 
 class Daemon:
@@ -108,6 +114,7 @@ class Daemon:
                 plugins=settings.registry.plugins,
                 argv=settings.child_argv,
                 env=settings.child_env,
+                pass_fds=() if settings.family_lock is None else (settings.family_lock.fd,),
                 result_bytes=settings.result_bytes,
                 error_bytes=settings.error_bytes,
                 log_lines=settings.log_lines,
@@ -226,6 +233,7 @@ class Daemon:
                 f"the database would lose accepted jobs: {'; '.join(unsafe)}. "
                 "Or set database.allow_unsafe: true if that is what you want."
             )
+        await self._rescue_predecessor(conn)
         node = await nodes.register(
             conn,
             name=self._settings.node_name,
@@ -236,7 +244,25 @@ class Daemon:
             info=self._info(),
         )
         await types.publish(conn, list(self._infos.values()), node=node)
+        if self._settings.family_lock is not None:
+            self._settings.family_lock.write(f"{node} {os.getpid()}")  # before it can claim anything
         return node
+
+    async def _rescue_predecessor(self, conn: Connection) -> None:
+        """Take the jobs of an earlier start on this host, of which nothing is left alive."""
+        match = re.fullmatch(r"(\d+) (\d+)", self._settings.predecessor)
+        if match is None or self._node:
+            return
+        node, pid = int(match[1]), int(match[2])
+        host = socket.gethostname()
+        if await nodes.known(conn, node=node, name=self._settings.node_name, host=host, pid=pid):
+            error = "its node was killed and has started again"
+            rescued = await leases.rescue_named(
+                conn, nodes=[node], cause=str(Cause.LEASE_EXPIRED), error=error
+            )
+            count = sum(rescued.values())
+            self._metrics.inc("taskd_rescued_total", by=count)
+            log.warning("jobs of an earlier start are ready again", extra={"lost": node, "jobs": count})
 
     async def _lost(self) -> None:
         """The lease is gone: give up the jobs at once, then start again as a new incarnation."""

@@ -54,7 +54,10 @@ class NewKey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredKey:
-    """A key as it is stored; `live` means neither revoked nor expired when it was read."""
+    """A key as it is stored; `live` means neither revoked nor expired when it was read.
+
+    `rotated_from` is the key that this one was made in place of.
+    """
 
     id: UUID
     client: UUID
@@ -74,6 +77,7 @@ class StoredKey:
     expires_at: datetime | None
     revoked_at: datetime | None
     last_used_at: datetime | None
+    rotated_from: UUID | None
     live: bool
 
 
@@ -141,10 +145,12 @@ async def rotate(
     fingerprint: str,
     overlap: timedelta,
     expires_at: datetime | None = None,
+    keep_span: bool = False,
 ) -> StoredKey | None:
     """Store a new key in place of `old`, which ends after `overlap`; None when `old` is not live.
 
-    The new key has the client, prefix, scopes and limits of the old one, and an expiry of its own.
+    The new key has the client, prefix, scopes and limits of the old one, and an expiry of its own:
+    `expires_at`, or with `keep_span` as far from now as the old one's was from its making.
 
     Raises:
         StoreUnavailable: no answer came; the old key may have got its end.
@@ -158,8 +164,42 @@ async def rotate(
         "fingerprint": fingerprint,
         "overlap_s": overlap.total_seconds(),
         "expires_at": expires_at,
+        "keep_span": keep_span,
     }
     return await _one(conn, "rotate_key", args)
+
+
+async def lock(conn: Connection, key_id: UUID) -> StoredKey | None:
+    """As `get`, and keep others from changing the key until the transaction ends.
+
+    Raises:
+        StoreUnavailable: no answer came.
+    """
+    return await _one(conn, "lock_key", {"id": key_id})
+
+
+async def rotation_of(conn: Connection, key_id: UUID) -> list[StoredKey]:
+    """Return the live keys that `key_id` was made in place of, or that were made in place of it.
+
+    Raises:
+        StoreUnavailable: no answer came.
+    """
+    return await _many(conn, "rotation_keys", {"id": key_id})
+
+
+def channel() -> str:
+    """Return the channel on which processes hear that a key has changed: its public id."""
+    return f"{SQL.schema}_keys"
+
+
+async def notify(conn: Connection, public_id: str) -> None:
+    """Tell all processes, when the transaction commits, that this key has changed.
+
+    Raises:
+        StoreUnavailable: no answer came.
+    """
+    with store_errors():
+        await conn.execute(SQL["notify_key"], {"channel": channel(), "public_id": public_id})
 
 
 async def revoke(conn: Connection, key_id: UUID) -> StoredKey | None:

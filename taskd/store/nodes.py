@@ -71,6 +71,14 @@ async def register(
     return int(row[0])
 
 
+async def known(conn: Connection, *, node: int, name: str, host: str, pid: int) -> bool:
+    """Whether `node` is registered as alive and was made by that process of that host under that name."""
+    args = {"node": node, "name": name, "host": host, "pid": pid}
+    with store_errors():
+        cursor = await conn.execute(SQL["known_node"], args)
+        return await cursor.fetchone() is not None
+
+
 async def heartbeat(conn: Connection, *, node: int, state: str, info: str) -> bool:
     """Renew the lease; False when the node was marked dead and must start again as a new one."""
     with store_errors():

@@ -87,13 +87,14 @@ def plans(conn: psycopg.Connection[Any], name: str, args: Mapping[str, object]) 
     def listen(notice: psycopg.errors.Diagnostic) -> None:
         told.append(notice.message_primary or "")
 
-    with conn.transaction(force_rollback=True):
-        conn.add_notice_handler(listen)
-        try:
+    conn.add_notice_handler(listen)
+    try:
+        with conn.transaction(force_rollback=True):
             cursor = conn.execute(SQL[name].encode(), args)
             rows = len(cursor.fetchall()) if cursor.description else cursor.rowcount
-        finally:
-            conn.remove_notice_handler(listen)
+        # The plan of a plain select is told when its portal is dropped, with the transaction's end.
+    finally:
+        conn.remove_notice_handler(listen)
     text = "\n".join(one for one in told if "plan:" in one)
     assert "Query Text" in text
     return text, rows
