@@ -171,7 +171,7 @@ grant insert on taskd.jobs, taskd.unique_keys, taskd.lanes to taskd_api;
 grant insert (id, run_at, expires_at, timeout_ms, priority, max_attempts, keyed, type)
     on taskd.queue to taskd_api;
 grant insert (id, client, name, description, prefix, public_id, digest, pepper_version, fingerprint, scopes,
-    types, rate, burst, max_pending, expires_at) on taskd.api_keys to taskd_api;
+    types, rate, burst, max_pending, expires_at, rotated_from) on taskd.api_keys to taskd_api;
 -- Never whose key it is, nor what it is compared with.
 grant update (name, description, scopes, types, rate, burst, max_pending, expires_at, revoked_at,
     last_used_at) on taskd.api_keys to taskd_api;
@@ -211,5 +211,6 @@ grant select on taskd.job_view, taskd.migrations, taskd.jobs, taskd.queue, taskd
     taskd.unique_keys, taskd.lanes, taskd.nodes, taskd.types, taskd.node_types, taskd.type_limits,
     taskd.running, taskd.schedules, taskd.key_buckets, taskd.audit to taskd_ro;
 grant select (id, client, name, description, prefix, public_id, pepper_version, fingerprint, scopes, types,
-    rate, burst, max_pending, created_at, expires_at, revoked_at, last_used_at) on taskd.api_keys to taskd_ro;
+    rate, burst, max_pending, created_at, expires_at, revoked_at, last_used_at, rotated_from)
+    on taskd.api_keys to taskd_ro;
 grant execute on function taskd.history_of to taskd_ro;

@@ -29,7 +29,8 @@ from taskd.model.bucket import Limit
 from taskd.service.batch import Reads
 from taskd.service.health import Health
 from taskd.service.jobs import Jobs
-from taskd.service.keys import KeyRing, Keys
+from taskd.service.keyring import KeyRing
+from taskd.service.keys import Keys
 from taskd.service.submitter import Hints, Submitter
 from taskd.service.types import KnownTypes
 from taskd.service.waiting import Waiting

@@ -13,7 +13,7 @@ from taskd.api.http1 import DoorRequest
 from taskd.api.settings import admin_digest
 from taskd.api.strikes import Strikes, Verdict
 from taskd.errors import Refused
-from taskd.service.keys import Key, KeyRing
+from taskd.service.keyring import Key, KeyRing
 
 WRONG_KEYS = 300
 """Wrong keys from one address in a minute; right ones go on beyond it."""

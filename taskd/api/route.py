@@ -13,7 +13,8 @@ from taskd.api.http1 import DoorRequest
 from taskd.errors import Refused
 from taskd.service.health import Health
 from taskd.service.jobs import Jobs
-from taskd.service.keys import Actor, Key, Keys
+from taskd.service.keyring import Key
+from taskd.service.keys import Actor, Keys
 
 MAX_PARAMETERS = 100
 PATIENCE_S = 4.6

@@ -20,7 +20,7 @@ from taskd.api.http1 import DoorRequest
 from taskd.errors import Refused, StoreUnavailable
 from taskd.model.bucket import Limit, Taken
 from taskd.service.batch import Batches, Ticket, pause, until_ready
-from taskd.service.keys import Key
+from taskd.service.keyring import Key
 from taskd.store import limits
 from taskd.store.limits import Want
 from taskd.store.pool import Link

@@ -1,64 +1,27 @@
-"""API keys: made, shown, revoked, and recognised at the door.
+"""API keys as operators see them: made, shown, changed, rotated, revoked, and who did it.
 
-A secret leaves this module once, in the answer to `create`. What is stored and cached is its digest.
+A secret leaves this module once, in the answer to `create` or `rotate`. What is stored is its digest.
+Whatever changes a key stands in the audit log and is told to all processes, in one transaction.
 """
 
 from __future__ import annotations
 
-import asyncio
-import logging
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
-from functools import partial
 from typing import Any
 from uuid import UUID
 
-from taskd.errors import Refused, StoreUnavailable
+from taskd.errors import Refused
 from taskd.model import apikey
-from taskd.model.bucket import Limit
 from taskd.model.job import new_id
-from taskd.service.batch import Batches, Reads, Ticket, pause, until_ready
-from taskd.service.keyask import KeyAsk
+from taskd.service.batch import Reads
+from taskd.service.keyask import KeyAsk, RotateAsk
 from taskd.store import audit
 from taskd.store import keys as rows
 from taskd.store.keys import NewKey, StoredKey
-from taskd.store.pool import Connection, Link
-
-log = logging.getLogger("taskd.service")
-
-FOUND_S = 1.5
-"""How long a key that was found is believed, counted from the sending of the question, in seconds.
-
-With the answer's way to the client it stays below the 2 s in which a revoked key must stop working.
-"""
-ABSENT_S = 1.0
-"""How long an id that was not found is believed to be absent."""
-MOST_ABSENT = 10_000
-MOST_FOUND = 100_000
-USED_S = 60.0
-"""How often one key's last use is written at most."""
-FLUSH_S = 2.0
-
-_NOBODY = bytes(32)
-"""Stands for the digest of a key that does not exist: it costs the same comparison."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Key:
-    """A live key, as far as a request needs it. `types` None means every type."""
-
-    id: UUID
-    client: UUID
-    scopes: frozenset[str]
-    types: frozenset[str] | None
-    limit: Limit
-    digest: bytes = field(repr=False)
-    peppered: bool
-
+from taskd.store.pool import Connection
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Actor:
@@ -67,101 +30,6 @@ class Actor:
     name: str
     address: str | None = None
     request_id: str | None = None
-
-
-class KeyRing:
-    """The keys that this process has seen lately, by public id. Owned by one event loop.
-
-    All keys that wait are looked up in one statement.
-    """
-
-    def __init__(self, link: Link, reads: Reads, *, pepper: bytes | None, default: Limit) -> None:
-        """`default` is the rate limit of a key that has none of its own."""
-        self._pepper = pepper
-        self._default = default
-        self._reads = reads
-        self._found: OrderedDict[str, tuple[Key, float]] = OrderedDict()
-        self._absent: OrderedDict[str, float] = OrderedDict()
-        self._batches: Batches[str, Key | None] = Batches([link], self._load)
-        self._used: dict[UUID, float] = {}
-        self._to_write: set[UUID] = set()
-
-    async def check(self, text: bytes, until: float) -> Key | None:
-        """Return the live key whose text this is, or None; `until` is by the loop's clock.
-
-        Raises:
-            StoreUnavailable: nobody could be asked until then.
-        """
-        parsed = apikey.parse(text)
-        if parsed is None:
-            return None
-        now = asyncio.get_running_loop().time()
-        entry = self._found.get(parsed.public_id)
-        if entry is not None and entry[1] > now:
-            key: Key | None = entry[0]
-        elif self._absent.get(parsed.public_id, 0.0) > now:
-            key = None
-        else:
-            key = await self._batches.ask(parsed.public_id, until)
-        digest = _NOBODY if key is None else key.digest
-        pepper = self._pepper if key is None or key.peppered else None
-        if key is None or (key.peppered and pepper is None):
-            apikey.matches(text, digest, pepper)  # as long as for a key that is there
-            return None
-        if not apikey.matches(text, digest, pepper):
-            return None
-        if self._used.get(key.id, 0.0) <= now:
-            self._used[key.id] = now + USED_S
-            self._to_write.add(key.id)
-        return key
-
-    async def run(self) -> None:
-        """Write the last uses, off the request path, until cancelled."""
-        while True:
-            await asyncio.sleep(FLUSH_S)
-            now = asyncio.get_running_loop().time()
-            self._used = {key: next_at for key, next_at in self._used.items() if next_at > now}
-            ids, self._to_write = self._to_write, set()
-            if ids:
-                with suppress(StoreUnavailable):  # nothing depends on it
-                    await self._reads.run(partial(rows.touch_last_used, key_ids=ids), now + 5.0)
-
-    async def _load(self, link: Link, batch: list[Ticket[str, Key | None]]) -> None:
-        ids = {ticket.question for ticket in batch}
-        until = max(ticket.until for ticket in batch)
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                await until_ready(link, until)
-                for ticket in batch:
-                    ticket.tries += 1
-                sent_at = loop.time()
-                found = await link.run(
-                    lambda conn: rows.find_by_public_id(conn, ids), deadline_s=max(0.05, until - sent_at)
-                )
-                break
-            except StoreUnavailable as error:
-                batch = [ticket for ticket in batch if not ticket.answer.done()]
-                if not batch:
-                    return
-                await pause(link, batch[0].tries, until, error)
-        for public_id in ids:
-            self._keep(public_id, found.get(public_id), sent_at)
-        for ticket in batch:
-            entry = self._found.get(ticket.question)
-            ticket.tell(None if entry is None else entry[0])
-
-    def _keep(self, public_id: str, stored: StoredKey | None, sent_at: float) -> None:
-        self._found.pop(public_id, None)
-        self._absent.pop(public_id, None)
-        if stored is not None and stored.live:
-            self._found[public_id] = (_key(stored, self._default), sent_at + FOUND_S)
-            if len(self._found) > MOST_FOUND:
-                self._found.popitem(last=False)
-        else:
-            self._absent[public_id] = sent_at + ABSENT_S
-            if len(self._absent) > MOST_ABSENT:
-                self._absent.popitem(last=False)
 
 
 class Keys:
@@ -188,15 +56,14 @@ class Keys:
             Refused: `invalid_field`, there is no such client.
             StoreUnavailable: no answer until `until`.
         """
-        made = apikey.make(ask.prefix, self._dice(apikey.DICE_BYTES))
-        digest = apikey.digest(made.text, self._pepper)
+        made, digest = self._make(ask.prefix)
         new = NewKey(
-            id=new_id(int(self._now().timestamp() * 1000), self._dice(10)),
+            id=self._id(),
             name=ask.name,
             prefix=ask.prefix,
             public_id=made.public_id,
             digest=digest,
-            pepper_version=0 if self._pepper is None else 1,
+            pepper_version=self._pepper_version,
             fingerprint=apikey.fingerprint(digest),
             client=ask.client,
             description=ask.description,
@@ -239,6 +106,90 @@ class Keys:
         """
         return _there(await self._reads.run(lambda conn: rows.get(conn, key_id), until))
 
+    async def change(
+        self, key_id: UUID, members: Mapping[str, object], actor: Actor, until: float
+    ) -> StoredKey:
+        """Set the `members` of a key, as `keyask.read_change` returns them, and return it.
+
+        Raises:
+            Refused: `not_found`, or `conflict` for a revoked key.
+            StoreUnavailable: no answer until `until`; the key may be changed.
+        """
+
+        async def work(conn: Connection, old: StoredKey) -> StoredKey | None:
+            if old.revoked_at is not None:
+                raise Refused("conflict", "this key is revoked")
+            changes = {
+                name: [_plain(getattr(old, name)), _plain(value)]
+                for name, value in members.items()
+                if not _same(getattr(old, name), value)
+            }
+            if not changes:
+                return old
+            stored = await rows.change(conn, key_id, members)
+            await _note(conn, actor, "key.change", old, changes=changes)
+            await rows.notify(conn, old.public_id)
+            return stored
+
+        return await self._on_key(key_id, work, until)
+
+    async def rotate(
+        self, key_id: UUID, ask: RotateAsk, actor: Actor, until: float
+    ) -> tuple[StoredKey, str, StoredKey]:
+        """Make a key in place of another one, which ends when the overlap is over.
+
+        Return the new key, its text, which nobody can be shown again, and the old key as it is now.
+
+        Raises:
+            Refused: `not_found`, or `conflict` when the key is not live or the rotation before is not over:
+                two keys at most are live in place of one.
+            StoreUnavailable: no answer until `until`; the new key may be there, and nobody knows its text.
+        """
+        new_key_id = self._id()
+        text = ""
+        rotated: StoredKey | None = None
+
+        async def work(conn: Connection, old: StoredKey) -> StoredKey | None:
+            nonlocal text, rotated
+            if not old.live:
+                raise Refused("conflict", "this key is revoked or expired: make a new one")
+            for other in await rows.rotation_of(conn, key_id):
+                raise Refused(
+                    "conflict",
+                    f"the rotation before is not over: {other.id} is live too; revoke one of both, or wait",
+                )
+            made, digest = self._make(old.prefix)
+            text = made.text.decode("ascii")
+            stored = await rows.rotate(
+                conn,
+                key_id,
+                key_id=new_key_id,
+                public_id=made.public_id,
+                digest=digest,
+                pepper_version=self._pepper_version,
+                fingerprint=apikey.fingerprint(digest),
+                overlap=ask.overlap,
+                expires_at=ask.expires_at,
+                keep_span=ask.keep_span,
+            )
+            if stored is None:
+                raise Refused("conflict", "this key has expired just now: make a new one")
+            rotated = await rows.get(conn, key_id)
+            await _note(
+                conn,
+                actor,
+                "key.rotate",
+                old,
+                new_key=str(stored.id),
+                overlap_s=ask.overlap.total_seconds(),
+            )
+            await rows.notify(conn, old.public_id)
+            return stored
+
+        stored = await self._on_key(key_id, work, until, once=True)
+        assert rotated is not None
+        return stored, text, rotated
+
     async def revoke(self, key_id: UUID, actor: Actor, until: float) -> StoredKey:
         """Revoke a key; again changes nothing.
 
@@ -247,32 +198,57 @@ class Keys:
             StoreUnavailable: no answer until `until`; the key may be revoked.
         """
 
-        async def work(conn: Connection) -> StoredKey | None:
-            async with conn.transaction():
-                stored = await rows.revoke(conn, key_id)
-                if stored is not None:
-                    await _note(conn, actor, "key.revoke", stored)
+        async def work(conn: Connection, old: StoredKey) -> StoredKey | None:
+            if old.revoked_at is not None:
+                return old
+            stored = await rows.revoke(conn, key_id)
+            await _note(conn, actor, "key.revoke", old)
+            await rows.notify(conn, old.public_id)
             return stored
 
-        return _there(await self._reads.run(work, until))
+        return await self._on_key(key_id, work, until)
+
+    async def _on_key(
+        self,
+        key_id: UUID,
+        work: Callable[[Connection, StoredKey], Awaitable[StoredKey | None]],
+        until: float,
+        *,
+        once: bool = False,
+    ) -> StoredKey:
+        """Return what `work` makes of a key, in a transaction in which nobody else changes it."""
+
+        async def locked(conn: Connection) -> StoredKey | None:
+            async with conn.transaction():
+                return await work(conn, _there(await rows.lock(conn, key_id)))
+
+        run = self._reads.once if once else self._reads.run
+        return _there(await run(locked, until))
+
+    def _id(self) -> UUID:
+        return new_id(int(self._now().timestamp() * 1000), self._dice(10))
+
+    def _make(self, prefix: str) -> tuple[apikey.ApiKey, bytes]:
+        """Return a new key and its digest."""
+        made = apikey.make(prefix, self._dice(apikey.DICE_BYTES))
+        return made, apikey.digest(made.text, self._pepper)
+
+    @property
+    def _pepper_version(self) -> int:
+        return 0 if self._pepper is None else 1
 
 
-def limit_of(rate: Decimal | float | None, burst: int | None, default: Limit) -> Limit:
-    """Return the rate limit of a key whose own figures may be None: the default's then."""
-    limit = default if rate is None else Limit.of(rate, default.burst)
-    return limit if burst is None else Limit(limit.micro_rate, burst)
+def _plain(value: object) -> object:
+    """Return a member of a key as JSON says it."""
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, Decimal):
+        return float(value)
+    return list(value) if isinstance(value, tuple) else value
 
 
-def _key(stored: StoredKey, default: Limit) -> Key:
-    return Key(
-        id=stored.id,
-        client=stored.client,
-        scopes=frozenset(stored.scopes),
-        types=None if stored.types is None else frozenset(stored.types),
-        limit=limit_of(stored.rate, stored.burst, default),
-        digest=stored.digest,
-        peppered=stored.pepper_version > 0,
-    )
+def _same(old: object, new: object) -> bool:
+    return old == new if isinstance(new, datetime) else _plain(old) == _plain(new)
 
 
 def _there(stored: StoredKey | None) -> StoredKey:
@@ -281,8 +257,7 @@ def _there(stored: StoredKey | None) -> StoredKey:
     return stored
 
 
-async def _note(conn: Connection, actor: Actor, action: str, key: StoredKey) -> None:
-    detail: Mapping[str, Any] = {"name": key.name, "public_id": key.public_id}
+async def _note(conn: Connection, actor: Actor, action: str, key: StoredKey, **more: Any) -> None:
     await audit.append(
         conn,
         actor=actor.name,
@@ -290,5 +265,5 @@ async def _note(conn: Connection, actor: Actor, action: str, key: StoredKey) -> 
         target=key.id,
         address=actor.address,
         request_id=actor.request_id,
-        detail=detail,
+        detail={"name": key.name, "public_id": key.public_id, "client": str(key.client), **more},
     )

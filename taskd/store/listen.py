@@ -20,17 +20,26 @@ def channel() -> str:
 class Ears:
     """Hears hints on an idle connection. Arm it between statements, disarm it before the next one."""
 
-    def __init__(self, hear: Callable[[str], None], broken: Callable[[], None]) -> None:
-        """`hear` gets each hint's text; `broken` is called once when the connection ends."""
+    def __init__(
+        self,
+        hear: Callable[[str], None],
+        broken: Callable[[], None],
+        name: Callable[[], str] = channel,
+    ) -> None:
+        """`hear` gets each hint's text; `broken` is called once when the connection ends.
+
+        `name` gives the channel's name, when it connects.
+        """
         self._hear = hear
         self._broken = broken
+        self._name = name
         self._conn: Connection | None = None
         self._fd = -1
 
     async def listen(self, conn: Connection) -> None:
         """Start listening on a new connection (`Link.on_connect`)."""
         conn.add_notify_handler(lambda note: self._hear(note.payload))
-        await conn.execute(sql.SQL("listen {}").format(sql.Identifier(channel())))
+        await conn.execute(sql.SQL("listen {}").format(sql.Identifier(self._name())))
         self._conn = conn
 
     def arm(self) -> None:

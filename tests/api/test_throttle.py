@@ -15,7 +15,7 @@ from taskd.api.http1 import DoorRequest
 from taskd.api.throttle import Throttle, in_hand, shared
 from taskd.errors import Refused
 from taskd.model.bucket import Limit
-from taskd.service.keys import Key
+from taskd.service.keyring import Key
 from taskd.store.pool import Link, Pace, Target
 
 SLOW = 0.000001

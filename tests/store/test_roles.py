@@ -182,9 +182,12 @@ STATEMENTS: Mapping[str, tuple[frozenset[str], Work]] = {
     "get_key": (API, lambda conn: keys.get(conn, FIRST)),
     "find_keys": (API, lambda conn: keys.find_by_public_id(conn, ["none"])),
     "change_key": (API, lambda conn: keys.change(conn, FIRST, {"name": "other"})),
+    "lock_key": (API, lambda conn: keys.lock(conn, FIRST)),
+    "rotation_keys": (API, lambda conn: keys.rotation_of(conn, FIRST)),
     "rotate_key": (API, rotate),
     "revoke_key": (API, lambda conn: keys.revoke(conn, FIRST)),
     "touch_keys": (API, lambda conn: keys.touch_last_used(conn, [FIRST])),
+    "notify_key": (EVERYBODY, lambda conn: keys.notify(conn, "none")),
     # limits
     "take_tokens": (API, lambda conn: limits.take(conn, [limits.Want(FIRST, Limit.of(1, 1))])),
     "prune_buckets": (NOBODY_ELSE, limits.prune),
@@ -213,6 +216,7 @@ STATEMENTS: Mapping[str, tuple[frozenset[str], Work]] = {
         lambda conn: nodes.register(conn, name="n", host="h", pid=1, version="0", lease=LEASE, info="{}"),
     ),
     "heartbeat": (WORKER, lambda conn: nodes.heartbeat(conn, node=1, state="live", info="{}")),
+    "known_node": (ALL_READERS, lambda conn: nodes.known(conn, node=1, name="n", host="h", pid=1)),
     "node_ended": (WORKER, raw("node_ended", node=1)),
     "forget_nodes": (WORKER, lambda conn: nodes.forget(conn, age=timedelta())),
     "list_nodes": (ALL_READERS, nodes.list_),
@@ -257,7 +261,7 @@ ALL = "*"
 QUEUED = "id run_at expires_at timeout_ms priority max_attempts keyed type"
 SHOWN = (
     "id client name description prefix public_id pepper_version fingerprint scopes types rate burst"
-    " max_pending created_at expires_at revoked_at last_used_at"
+    " max_pending created_at expires_at revoked_at last_used_at rotated_from"
 )
 OPEN = [
     *("migrations", "jobs", "queue", "outcomes", "history", "unique_keys", "lanes", "nodes", "types"),
@@ -280,7 +284,7 @@ RIGHTS: Mapping[str, Mapping[str, Mapping[str, str]]] = {
         "api_keys": {
             "select": ALL,
             "insert": "id client name description prefix public_id digest pepper_version fingerprint scopes"
-            " types rate burst max_pending expires_at",
+            " types rate burst max_pending expires_at rotated_from",
             "update": "name description scopes types rate burst max_pending expires_at revoked_at"
             " last_used_at",
         },
@@ -467,7 +471,9 @@ async def test_the_api_keeps_keys_and_takes_jobs(conn: Connection) -> None:
         await keys.touch_last_used(conn, [made.id])
         changed = await keys.change(conn, made.id, {"rate": 5, "expires_at": None})
         assert changed is not None
+        assert await keys.lock(conn, made.id) is not None
         assert await rotate(conn, made.id) is not None
+        assert await keys.rotation_of(conn, made.id)
         revoked = await keys.revoke(conn, made.id)
         assert revoked is not None
         assert revoked.last_used_at is not None
