@@ -61,7 +61,7 @@ declare
     known json;
     longest double precision;
 begin
-    if p_type is null or p_type !~ '^[a-z][a-z0-9_.-]{0,63}$' or p_type like 'taskd.%' then
+    if p_type is null or p_type !~ '^[a-z][a-z0-9_.-]{0,63}$' or p_type like ('taskd' || '.%') then
         perform taskd.refuse(p_where, 'type', 'must be a job type''s name');
     end if;
     select t.info into known from taskd.types as t where t.type = p_type and t.retired_at is null;
@@ -286,7 +286,7 @@ begin
         with ordinality as v (type, payload, priority, delay, max_attempts, timeout, expires_in, unique_while,
             tags, meta, n)
     left join taskd.types as k on k.type = v.type and k.retired_at is null
-    where k.type is null or v.type like 'taskd.%' or jsonb_typeof(v.payload) is distinct from 'object'
+    where k.type is null or v.type like ('taskd' || '.%') or jsonb_typeof(v.payload) is distinct from 'object'
         or octet_length(v.payload::text) > 128
         or v.priority not between -100 and 100
         or v.delay is not null or v.max_attempts not between 1 and 100 or v.timeout is not null

@@ -31,9 +31,14 @@ def up(session: Session, /) -> None:
     """Apply the migrations that are missing; again is always safe."""
     from taskd.cli import settings, show
     from taskd.store import migrate
+    from taskd.store import roles as rights
 
     config = session.config()
-    done = migrate.up(settings.database_url(config, session.environ), schema=config.tree.database.schema)
+    url, schema = settings.database_url(config, session.environ), config.tree.database.schema
+    done = migrate.up(url, schema=schema)
+    if done and rights.in_use(url, schema=schema):
+        for warning in rights.apply(url, schema=schema):
+            click.echo(f"warning: {warning}", err=True)
     if session.json:
         show.echo_json({"applied": [_name(one) for one in done]})
         return
@@ -41,6 +46,31 @@ def up(session: Session, /) -> None:
         click.echo(f"applied {_name(one)}")
     if not done:
         click.echo("nothing to do: the schema is that of this version")
+
+
+@migrate.command("roles")
+@json_option
+@click.pass_obj
+def roles(session: Session, /) -> None:
+    """Make the database roles and set their rights; `up` does it again once they are there.
+
+    The first time the database URL must be that of a superuser, or of a role with CREATEROLE that owns the
+    database.
+    """
+    from taskd.cli import settings, show
+    from taskd.store import roles as rights
+
+    config = session.config()
+    url, schema = settings.database_url(config, session.environ), config.tree.database.schema
+    warnings = rights.apply(url, schema=schema)
+    made = [rights.OWNER, rights.API, rights.WORKER, rights.SUBMIT, rights.READ_ONLY]
+    if session.json:
+        show.echo_json({"roles": made, "warnings": warnings})
+        return
+    for warning in warnings:
+        click.echo(f"warning: {warning}", err=True)
+    for role in made:
+        click.echo(role)
 
 
 @migrate.command("plan")

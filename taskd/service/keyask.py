@@ -201,9 +201,10 @@ def _new_rate_limit(path: str, value: Any, now: datetime) -> dict[str, Any]:
         return {"rate": None, "burst": None}
     if type(value) is not dict:
         raise _Wrong(path, "must be an object with rate, burst or both, or null for the default")
-    wanted = {member: given for member, given in value.items() if given is not None}
-    reset = {member: None for member in value if value[member] is None and member in ("rate", "burst")}
-    return (_rate_limit(path, value if not reset else wanted, now) if wanted or not reset else {}) | reset
+    _known(path, value)
+    reset: dict[str, Any] = {member: None for member in value if value[member] is None}
+    given = {member: value[member] for member in value if member not in reset}
+    return (_rate_limit(path, given, now) if given or not reset else {}) | reset
 
 
 def _known(path: str, value: Mapping[str, Any]) -> None:

@@ -137,7 +137,9 @@ def _in(schema: str, text: LiteralString) -> sql.Composed:
 
 
 def _prepare(conn: psycopg.Connection[tuple[object, ...]], schema: str) -> None:
-    conn.execute(_in(schema, "create schema if not exists {}"))
+    # Only where it is missing: to be allowed to make schemas is a right that nobody needs afterwards.
+    if conn.execute("select to_regnamespace(%s) is null", (schema,)).fetchone() == (True,):
+        conn.execute(_in(schema, "create schema if not exists {}"))
     conn.execute(
         _in(
             schema,
