@@ -14,6 +14,7 @@ from taskd.errors import BadRow, Refused, SchemaMismatch, StoreUnavailable
 from taskd.model.job import Job, Run
 from taskd.service.health import Ready
 from taskd.service.jobs import Submitted
+from taskd.store.audit import Entry
 from taskd.store.keys import StoredKey
 
 log = logging.getLogger("taskd.api")
@@ -65,6 +66,8 @@ class Answer:
     body: bytes = b""
     headers: list[tuple[str, str]] = field(default_factory=list)
     close: bool = False
+    kind: str = JSON
+    """Its media type; an answer without a body has none."""
 
 
 def ok(members: Mapping[str, Any], *, status: int = 200, headers: Iterable[tuple[str, str]] = ()) -> Answer:
@@ -213,6 +216,26 @@ def new_key(one: StoredKey, text: str) -> dict[str, Any]:
     }
 
 
+def rotated_key(one: StoredKey, text: str, old: StoredKey) -> dict[str, Any]:
+    """Return the members of the only answer that ever shows the key that came in place of `old`."""
+    replaced = {"id": str(old.id), "expires_at": moment(old.expires_at)}
+    return {**new_key(one, text), "replaces": replaced}
+
+
+def audit(entry: Entry) -> dict[str, Any]:
+    """Return the members of an entry of the audit log."""
+    return {
+        "id": str(entry.id),
+        "at": moment(entry.at),
+        "actor": entry.actor,
+        "action": entry.action,
+        "target": entry.target,
+        "address": entry.address,
+        "request_id": entry.request_id,
+        "detail": raw(entry.detail),
+    }
+
+
 def _more(one: StoredKey) -> dict[str, Any]:
     return {
         "revoked_at": moment(one.revoked_at),
@@ -220,6 +243,7 @@ def _more(one: StoredKey) -> dict[str, Any]:
         "prefix": one.prefix,
         "public_id": one.public_id,
         "client": str(one.client),
+        "rotated_from": None if one.rotated_from is None else str(one.rotated_from),
         "scopes": list(one.scopes),
         "types": one.types,
         "max_pending": one.max_pending,

@@ -8,28 +8,33 @@ import os
 import resource
 import secrets
 import time
+from collections.abc import Coroutine, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 from sanic import Sanic
 from sanic.exceptions import MethodNotAllowed, NotFound
 
-from taskd.api import answers
+from taskd.api import answers, openapi
 from taskd.api.answers import Answer
 from taskd.api.auth import Addresses, Guard
 from taskd.api.body import Bodies, check_media_type
 from taskd.api.http1 import DoorRequest, Ended
 from taskd.api.route import PATIENCE_S, Call, Flight, Route, Services
-from taskd.api.routes import health, jobs, keys
+from taskd.api.routes import audit, docs, health, jobs, keys
 from taskd.api.settings import ApiSettings
 from taskd.api.strikes import Strikes
 from taskd.api.throttle import Throttle
 from taskd.errors import Refused, StoreUnavailable
 from taskd.model.bucket import Limit
+from taskd.model.job import NewJob
+from taskd.service.audit import Audit
+from taskd.service.backlog import Backlog
 from taskd.service.batch import Reads
 from taskd.service.health import Health
 from taskd.service.jobs import Jobs
-from taskd.service.keyring import KeyRing
+from taskd.service.keyring import KeyRing, listen
 from taskd.service.keys import Keys
 from taskd.service.submitter import Hints, Submitter
 from taskd.service.types import KnownTypes
@@ -38,7 +43,7 @@ from taskd.store import nodes
 from taskd.store.pool import Connection, Link, Pace, Target
 from taskd.store.queries import SQL
 
-ROUTES: tuple[Route, ...] = (*health.ROUTES, *keys.ROUTES, *jobs.ROUTES)
+ROUTES: tuple[Route, ...] = (*health.ROUTES, *docs.ROUTES, *jobs.ROUTES, *keys.ROUTES, *audit.ROUTES)
 MAX_CONNECTIONS = 16_384
 """Connections of one process, or what its limit of open files leaves."""
 
@@ -46,8 +51,8 @@ MAX_CONNECTIONS = 16_384
 class Links:
     """The connections of this process, each for one kind of work; they connect when they are first used.
 
-    INSERTs; keys and tokens, which every request needs; reads of clients; the rest. With a `pool_max`
-    below that one does several kinds.
+    INSERTs; keys and tokens, which every request needs; reads of clients; the rest; and one that only
+    listens. With a `pool_max` below that one does several kinds.
     """
 
     def __init__(self, settings: ApiSettings) -> None:
@@ -59,11 +64,16 @@ class Links:
         pace = Pace()
         wanted = min(3 + settings.submit_links, settings.pool_max)
         links = [Link(target, pace, deadline_s=PATIENCE_S) for _ in range(wanted)]
+        self.ears: Link | None = None
+        """Hears of keys that changed; a `pool_max` without room for it makes do with what is believed."""
+        if settings.pool_max > wanted:
+            heard = replace(target, url=settings.listen_url or target.url, application="taskd api ears")
+            self.ears = Link(heard, pace, deadline_s=PATIENCE_S)
         self.side = links[-1]
         self.reads = links[-2] if wanted > 2 else links[-1]
         self.quick = links[-3] if wanted > 3 else links[-1]
         self.submits = links[: max(1, wanted - 3)]
-        self._all = links
+        self._all = [*links, *([self.ears] if self.ears else [])]
         if not settings.allow_unsafe:
             for link in self.submits:
                 link.on_connect = _refuse_unsafe
@@ -90,19 +100,27 @@ class Door:
         default = Limit.of(settings.rate, settings.burst)
         reads, side = Reads(links.reads), Reads(links.side)
         self.ring = KeyRing(links.quick, side, pepper=settings.pepper, default=default)
-        self.types = KnownTypes(side)
+        self.backlog = Backlog(side)
+        self.types = KnownTypes(side, self.backlog)
         self.waiting = Waiting(reads)
         hints = Hints(links.side)
+
+        def stored(jobs: Sequence[NewJob]) -> None:
+            hints.tell(jobs)
+            self.backlog.stored(jobs)
+
         self.services = Services(
             jobs=Jobs(
                 types=self.types,
-                submitter=Submitter(links.submits, stored=hints.tell),
+                submitter=Submitter(links.submits, stored=stored),
                 reads=reads,
                 waiting=self.waiting,
                 now=now,
                 dice=os.urandom,
             ),
             keys=Keys(side, pepper=settings.pepper, now=now, dice=secrets.token_bytes),
+            audit=Audit(side),
+            openapi=openapi.encoded(ROUTES),
             health=Health(side, allow_unsafe=settings.allow_unsafe),
             max_wait_s=settings.max_wait_s,
             now=now,
@@ -112,6 +130,7 @@ class Door:
         self._throttle = Throttle(links.quick)
         self._bodies = Bodies(settings.max_body)
         self._router = app.router
+        self._ears = links.ears
         self._prefix = secrets.token_hex(6)
         self._numbers = itertools.count(1)
         self.flight = Flight(settings.flight)
@@ -119,6 +138,13 @@ class Door:
         """When the drain began, by the loop's clock."""
         self.hsts = settings.tls_certificate is not None
         self.max_connections = _max_connections()
+
+    def chores(self) -> list[Coroutine[Any, Any, None]]:
+        """Return what runs beside the requests, each until it is cancelled."""
+        work = [self.types.run(), self.ring.run()]
+        if self._ears is not None:
+            work.append(listen(self._ears, self.ring.forget))
+        return work
 
     def request_id(self) -> str:
         """Return a new id: the same for nobody, and no guess at how many there were before."""
@@ -165,6 +191,8 @@ class Door:
         await self._throttle.take(key, call.request, call.until)
         if route.scope not in key.scopes:
             raise Refused("forbidden", f"this key does not have the scope {route.scope}")
+        if route.scope == "jobs:write" and key.max_pending is not None:
+            await self.backlog.admit_client(key.client, key.max_pending, call.until)
 
     async def _read_body(self, call: Call) -> None:
         check_media_type(call.request)
@@ -184,6 +212,8 @@ class Door:
         Raises:
             Refused: `not_found`, or `method_not_allowed` with the methods that there are.
         """
+        if path.endswith("/") or "//" in path:  # no route has these; the router strips them one by one
+            raise Refused("not_found", "there is no such path")
         try:
             found, _, parts = self._router.get(path, "GET" if method == "HEAD" else method, None)
         except NotFound:

@@ -18,7 +18,10 @@ MAX_HEAD = 16 * 1024
 _REQUEST = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}) ([\x21-\x7e]+) HTTP/1\.([01])")
 _NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _UNSAFE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
-_LENGTH = re.compile(rb"[0-9]{1,20}")
+_LENGTH = re.compile(rb"[0-9]+")
+_MOST_DIGITS = 20
+"""Digits of a length that are read: as many make any body too large."""
+_HOPELESS = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|(?<!\r)\n|\r(?!\n|\Z)")
 _HOST = re.compile(rb"[0-9A-Za-z._~!$&'()*+,;=%:\[\]-]*")
 _ABSOLUTE = re.compile(r"[hH][tT][tT][pP][sS]?://[^/?]*")
 
@@ -36,6 +39,23 @@ class Head:
     keep_alive: bool
     waits: bool
     """Whether the client waits for `100 Continue` before it sends the body."""
+
+
+def check_begun(data: bytes | bytearray, seen: int = 0) -> None:
+    """Return when `data`, the beginning of a head, can still become one, whatever follows.
+
+    A client that speaks another protocol, or ends its lines in another way, is told so at once instead
+    of after its time is over. `seen` bytes of it were checked before: a head that comes byte by byte is
+    looked at once.
+
+    Raises:
+        Refused: `bad_request`.
+    """
+    end = data.find(b"\r\n", max(0, seen - 1))
+    if end >= 0 and data.rfind(b"\r\n", 0, seen) < 0 and not _REQUEST.fullmatch(data, 0, end):
+        raise _bad(_about(data[:end]))
+    if _HOPELESS.search(data, max(0, seen - 1)):
+        raise _bad("a line is not ended by CRLF, or has a control character")
 
 
 def read_head(head: bytes) -> Head:
@@ -106,14 +126,19 @@ def read_head(head: bytes) -> Head:
         target,
         minor,
         headers,
-        None if length is None or coding is not None else int(length),
+        None if length is None or coding is not None else _number(length),
         coding is not None,
         keep_alive,
         waits and (coding is not None or length is not None),
     )
 
 
-def _about(line: bytes) -> str:
+def _number(digits: bytes) -> int:
+    """Return a length; one of more digits than any body has bytes is cut, and still more than that."""
+    return int(digits.lstrip(b"0")[:_MOST_DIGITS] or b"0")
+
+
+def _about(line: bytes | bytearray) -> str:
     if any(byte > 126 or byte < 32 for byte in line):
         return "the request line has bytes that are not printable ASCII"
     return "the request line is malformed"

@@ -22,7 +22,7 @@ from sanic.server.protocols.http_protocol import HttpProtocol
 
 from taskd.api import answers
 from taskd.api.answers import Answer
-from taskd.api.head import MAX_HEAD, Head, read_head
+from taskd.api.head import MAX_HEAD, Head, check_begun, read_head
 from taskd.errors import Refused
 
 log = logging.getLogger("taskd.api")
@@ -122,7 +122,7 @@ class DoorHttp:
 
     async def _read_request(self) -> DoorRequest:
         protocol, buffer = self.protocol, self.protocol.recv_buffer
-        start = 0
+        start = seen = 0
         while True:
             while buffer[:2] == b"\r\n":  # RFC 9112, 2.2: empty lines before a request are skipped
                 del buffer[:2]
@@ -131,7 +131,9 @@ class DoorHttp:
                 break
             if end > MAX_HEAD or len(buffer) > MAX_HEAD + 3:
                 raise Refused("too_large", f"request line and headers are larger than {MAX_HEAD} bytes")
-            start = max(0, len(buffer) - 3)
+            check_begun(buffer, seen)
+            seen = len(buffer)
+            start = max(0, seen - 3)
             await protocol.receive_more()
         raw = bytes(buffer[:end])
         del buffer[: end + 4]
@@ -253,7 +255,7 @@ class DoorHttp:
             f"Connection: {'keep-alive' if self.keep_alive else 'close'}",
         ]
         if answer.status != 204:
-            lines.append(f"Content-Type: {answers.JSON}")
+            lines.append(f"Content-Type: {answer.kind}")
             lines.append(f"Content-Length: {len(answer.body)}")
         if hsts:
             lines.append("Strict-Transport-Security: max-age=31536000")

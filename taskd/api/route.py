@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,6 +12,7 @@ from urllib.parse import parse_qsl, unquote
 from taskd.api.answers import Answer
 from taskd.api.http1 import DoorRequest
 from taskd.errors import Refused
+from taskd.service.audit import Audit
 from taskd.service.health import Health
 from taskd.service.jobs import Jobs
 from taskd.service.keyring import Key
@@ -58,7 +60,10 @@ class Services:
 
     jobs: Jobs
     keys: Keys
+    audit: Audit
     health: Health
+    openapi: bytes
+    """The document of `/openapi.json`."""
     max_wait_s: float
     now: Callable[[], datetime]
 
@@ -148,3 +153,11 @@ class Route:
     admin: bool = False
     body: bool = False
     """Whether it takes a JSON body."""
+
+    @property
+    def shown_path(self) -> str:
+        """The path as people write it: `/jobs/{id}`."""
+        return _PART.sub(r"{\1}", self.path)
+
+
+_PART = re.compile(r"<(\w+):\w+>")

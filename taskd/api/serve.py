@@ -278,7 +278,7 @@ async def serve_child(
     first = servers[0]
     await first.startup()
     await first.before_start()
-    work = [loop.create_task(door.types.run()), loop.create_task(door.ring.run())]
+    work = [loop.create_task(chore) for chore in door.chores()]
     for server in servers:
         await server.start_serving()
     await first.after_start()
@@ -366,6 +366,8 @@ def child_main(argv: Sequence[str]) -> int:
     settings = _read_settings(pipe)
     pipe.setblocking(False)
     REDACTOR.hide(settings.database_url)
+    if settings.listen_url is not None:
+        REDACTOR.hide(settings.listen_url)
     setup(settings.log_level, settings.log_format, sys.stderr, os.environ)  # type: ignore[arg-type]
     sockets = [socket.socket(fileno=fd) for fd in args.fd]
     uvloop.run(serve_child(settings, sockets, args.strikes, pipe))

@@ -22,6 +22,8 @@ class ApiSettings:
     """The settings of one API. Times are seconds, sizes bytes. Goes to the children over a pipe."""
 
     database_url: str = field(repr=False)
+    listen_url: str | None = field(default=None, repr=False)
+    """Where hints are heard, if `database_url` leads through a pooler."""
     schema: str = "taskd"
     pool_max: int = 10
     statement_timeout_s: float = 5.0
@@ -83,8 +85,10 @@ def settings_of(tree: Tree, *, file: str, database_url: str | None = None) -> Ap
     if problems or url is None:
         raise ConfigError(file, problems)
     tls = tree.api.tls
+    listen = tree.database.listen_url
     return ApiSettings(
         database_url=url,
+        listen_url=None if listen is None or given is None else listen.value,
         schema=tree.database.schema,
         pool_max=tree.database.pool_max,
         statement_timeout_s=tree.database.statement_timeout.total_seconds(),

@@ -66,7 +66,7 @@ class Throttle:
     """Takes tokens for requests. Owned by one event loop."""
 
     def __init__(self, link: Link) -> None:
-        self._shut: dict[UUID, tuple[float, float]] = {}
+        self._shut: dict[UUID, tuple[float, float, Limit]] = {}
         self._hands: OrderedDict[UUID, _Hand] = OrderedDict()
         self._batches: Batches[Want, Taken] = Batches([link], self._take)
 
@@ -87,7 +87,7 @@ class Throttle:
             return
         shut = self._shut.get(key.id)
         if shut is not None:
-            if shut[0] > loop.time():
+            if shut[0] > loop.time() and shut[2] == key.limit:  # by another limit it was another wait
                 raise _refusal(key, request, shut[0] - loop.time(), shut[1] - loop.time())
             del self._shut[key.id]
         taken = await self._batches.ask(Want(key.id, shared(key.limit), tokens, tokens), until)
@@ -95,7 +95,7 @@ class Throttle:
         if not taken.granted:
             wait_s = (taken.wait_us or 0) / 1e6
             if tokens == 1 and len(self._shut) < MOST_SHUT:
-                self._shut[key.id] = (loop.time() + wait_s, loop.time() + reset_s)
+                self._shut[key.id] = (loop.time() + wait_s, loop.time() + reset_s, key.limit)
             raise _refusal(key, request, wait_s, reset_s)
         if hand is not None and not hand.filling:
             self._fill(key, hand, until)

@@ -29,6 +29,8 @@ _MODULES = {
     "jobs": "jobs",
     "types": "types",
     "nodes": "nodes",
+    "audit": "audit",
+    "openapi": "openapi",
 }
 """Where each command is, in the order of the help."""
 

@@ -1,60 +1,70 @@
 """How much may wait: of a type (`max_backlog`) and of a client (`max_pending`).
 
-Nobody counts on a request. What waits was counted a moment ago; what this process has stored since is
+Nobody counts on a request. What waits was counted a moment ago; what this process has let in since is
 added to it, and while the sum is below the bound a submit passes on a dictionary look-up. The further
 below, the longer the count is believed. When the sum reaches the bound, jobs may have started since: it
 is counted anew before anybody is refused, so that fast jobs are never mistaken for a backlog.
 
-Accurate to about a second over all processes and hosts. The count ends at the bound.
+Accurate to about a second over all processes and hosts. A count ends at its bound.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
+from typing import TypeVar
 from uuid import UUID
 
 from taskd.errors import Refused, StoreUnavailable
 from taskd.model.job import NewJob
-from taskd.service.batch import Reads
+from taskd.service.batch import UNANSWERED, Reads, left_s
 from taskd.store import backlog as rows
+from taskd.store.pool import Connection
 
 FASTEST = 20_000
 """Jobs a second that all hosts together are thought to store at most: how soon a bound may be met."""
 SOONEST_S = 1.0
 LATEST_S = 30.0
-"""How old a count gets before the next one, in seconds, if the bound is near and if it is far."""
+"""How old a count gets before the next one, in seconds, when the bound is near and when it is far."""
 AGAIN_S = 0.2
 """How old a count may be that refuses somebody, in seconds."""
 REST = 4
-"""A count waits for this many times as long as the one before took, so that it can't fill its connection."""
+"""The next count waits for this many times as long as one took, so that counts don't fill a connection."""
+PATIENCE_S = 5.0
 MOST = 10_000
-"""Types and clients that are remembered; the one unused for longest goes."""
+"""Types, and clients, that are remembered; the one that came first goes."""
+
+K = TypeVar("K")
+
+_NEVER = float("-inf")
+_Ask = Callable[[Connection, int], Awaitable[int]]
 
 
 class _Count:
-    """What is known of one type or one client."""
+    """What is known of one type or one client. Owned by its `Backlog`."""
 
-    __slots__ = ("at", "bound", "counted", "mark", "rest_until", "stored", "task")
+    __slots__ = ("ask", "at", "bound", "counted", "passed", "rest_until", "stored", "task")
 
-    def __init__(self) -> None:
+    def __init__(self, ask: _Ask) -> None:
+        self.ask = ask
         self.bound = 0
-        """The bound that it was counted up to."""
+        """How far is counted: the highest bound that was asked about."""
         self.counted = 0
-        self.at = float("-inf")
-        """When the count was asked for."""
+        self.at = _NEVER
+        """When what `counted` says was asked for, by the loop's clock."""
+        self.rest_until = _NEVER
+        """Until when `counted` is believed whatever it says."""
+        self.passed = 0
+        """Submits that were let in since then."""
         self.stored = 0
-        """Jobs that this process has stored since it began to count."""
-        self.mark = 0
-        """`stored` when the count was asked for."""
-        self.rest_until = float("-inf")
+        """Jobs that were stored since then: more than submits where one brings many."""
         self.task: asyncio.Task[None] | None = None
 
     @property
     def waiting(self) -> int:
-        return self.counted + self.stored - self.mark
+        return self.counted + max(self.passed, self.stored)
 
 
 class Backlog:
@@ -62,71 +72,115 @@ class Backlog:
 
     def __init__(self, reads: Reads) -> None:
         self._reads = reads
-        self._counts: OrderedDict[Hashable, _Count] = OrderedDict()
+        self._types: OrderedDict[str, _Count] = OrderedDict()
+        self._clients: OrderedDict[UUID, _Count] = OrderedDict()
 
     async def admit_type(self, type_: str, bound: int, until: float) -> None:
-        """Return when fewer than `bound` jobs of the type wait.
+        """Return when fewer than `bound` jobs of the type wait; counts one more from then on.
 
         Raises:
             Refused: `backlog_full`.
             StoreUnavailable: they had to be counted, and there was no answer until `until`.
         """
-        if not await self._below(type_, bound, until):
+        count = self._types.get(type_)
+        if count is None:
+            count = _keep(self._types, type_, partial(_of_type, type_=type_))
+        if not await self._admit(count, bound, until):
             raise _full(f"{bound} jobs of the type {type_} wait already")
 
     async def admit_client(self, client: UUID, bound: int, until: float) -> None:
-        """Return when fewer than `bound` jobs of the client wait.
+        """Return when fewer than `bound` jobs of the client wait; counts one more from then on.
 
         Raises:
             Refused: `backlog_full`.
             StoreUnavailable: they had to be counted, and there was no answer until `until`.
         """
-        if not await self._below(client, bound, until):
-            raise _full(f"{bound} jobs of this client wait already, as many as this key may have waiting")
+        count = self._clients.get(client)
+        if count is None:
+            count = _keep(self._clients, client, partial(_of_client, client=client))
+        if not await self._admit(count, bound, until):
+            raise _full(f"{bound} jobs of this client wait already: no more with this key")
 
     def stored(self, jobs: Sequence[NewJob]) -> None:
-        """Add what this process has stored just now."""
-        counts = self._counts
+        """Count what this process has stored just now."""
+        types, clients = self._types, self._clients
         for job in jobs:
-            if (count := counts.get(job.type)) is not None:
+            if (count := types.get(job.type)) is not None:
                 count.stored += 1
-            if (count := counts.get(job.client)) is not None:
+            if clients and (count := clients.get(job.client)) is not None:
                 count.stored += 1
 
-    async def _below(self, what: Hashable, bound: int, until: float) -> bool:
-        count = self._counts.get(what)
-        if count is None:
-            count = self._counts[what] = _Count()
-            if len(self._counts) > MOST:
-                self._counts.popitem(last=False)
+    async def _admit(self, count: _Count, bound: int, until: float) -> bool:
         now = asyncio.get_running_loop().time()
-        # A count that ended at a smaller bound says nothing about this one.
-        known = count.counted < count.bound or count.bound >= bound
+        if bound > count.bound:
+            count.bound, count.at = bound, _NEVER
         room = bound - count.waiting
-        if known and room > 0:
-            if now - count.at >= min(max(room / FASTEST, SOONEST_S), LATEST_S) and now >= count.rest_until:
-                self._count(what, count, bound, now)
-                self._counts.move_to_end(what)
-                if count.at == float("-inf"):
-                    await self._wait(count, until)
-                    return bound > count.waiting
-            return True
-        if now < count.rest_until and known:
+        if count.at == _NEVER or (room <= 0 and now >= count.rest_until and bound > 0):
+            await self._renewed(count, until)
+            room = bound - count.waiting
+        elif room > 0 and now - count.at >= min(max(room / FASTEST, SOONEST_S), LATEST_S):
+            self._renew(count)
+        if room <= 0:
             return False
-        if count.task is None or count.task.done():
-            self._count(what, count, bound, now)
-        await self._wait(count, until)
-        return bound > count.waiting
+        count.passed += 1
+        return True
 
-    def _count(self, what: Hashable, count: _Count, bound: int, now: float) -> None:
-        if count.task is not None and not count.task.done():
+    async def _renewed(self, count: _Count, until: float) -> None:
+        """Return when it is counted anew."""
+        task = self._renew(count)
+        if task is None:
             return
-        count.task = asyncio.get_running_loop().create_task(self._ask(what, count, bound, now))
+        done, _ = await asyncio.wait({task}, timeout=left_s(until))
+        if not done:
+            raise StoreUnavailable(UNANSWERED)
+        task.result()
 
-    async def _ask(self, what: Hashable, count: _Count, bound: int, now: float) -> None: ...
+    def _renew(self, count: _Count) -> asyncio.Task[None] | None:
+        """Return the count that is under way, or begin one; None when it is too soon for another."""
+        loop = asyncio.get_running_loop()
+        if count.task is None or count.task.done():
+            if loop.time() < count.rest_until and count.at != _NEVER:
+                return None
+            count.task = loop.create_task(self._count(count, count.bound))
+            count.task.add_done_callback(_looked_at)
+        return count.task
 
-    async def _wait(self, count: _Count, until: float) -> None: ...
+    async def _count(self, count: _Count, bound: int) -> None:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        passed, stored = count.passed, count.stored
+        try:
+            counted = await self._reads.run(lambda conn: count.ask(conn, bound), began + PATIENCE_S)
+        except StoreUnavailable:
+            count.rest_until = loop.time() + AGAIN_S
+            raise
+        if bound < count.bound:
+            return  # somebody asks about a higher one meanwhile: counted again
+        count.counted, count.at = counted, began
+        count.passed -= passed
+        count.stored -= stored
+        count.rest_until = loop.time() + max(AGAIN_S, REST * (loop.time() - began))
+
+
+def _keep(counts: OrderedDict[K, _Count], what: K, ask: _Ask) -> _Count:
+    count = counts[what] = _Count(ask)
+    if len(counts) > MOST:
+        counts.popitem(last=False)
+    return count
+
+
+async def _of_type(conn: Connection, bound: int, *, type_: str) -> int:
+    return await rows.of_type(conn, type_, bound=bound)
+
+
+async def _of_client(conn: Connection, bound: int, *, client: UUID) -> int:
+    return await rows.of_client(conn, client, bound=bound)
 
 
 def _full(message: str) -> Refused:
     return Refused("backlog_full", message, headers={"Retry-After": "1"})
+
+
+def _looked_at(task: asyncio.Task[None]) -> None:
+    if not task.cancelled():
+        task.exception()

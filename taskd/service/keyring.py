@@ -178,16 +178,19 @@ async def listen(link: Link, hear: Callable[[str], None]) -> None:
     ears = Ears(hear, broken.set, rows.channel)
     link.on_connect = ears.listen
     link.on_use = ears.disarm
-    while True:
-        broken.clear()
-        try:
-            await link.run(_look)
-        except StoreUnavailable:
-            await asyncio.sleep(max(link.wait_s, 0.1))
-            continue
-        ears.arm()
-        with suppress(TimeoutError):
-            await asyncio.wait_for(broken.wait(), LOOK_S)
+    try:
+        while True:
+            broken.clear()
+            try:
+                await link.run(_look)
+            except StoreUnavailable:
+                await asyncio.sleep(max(link.wait_s, 0.1))
+                continue
+            ears.arm()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(broken.wait(), LOOK_S)
+    finally:
+        ears.disarm()
 
 
 async def _look(conn: Connection) -> None:

@@ -23,6 +23,7 @@ from taskd.store import keys as rows
 from taskd.store.keys import NewKey, StoredKey
 from taskd.store.pool import Connection
 
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Actor:
     """Who asks for something that the audit log tells."""

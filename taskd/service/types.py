@@ -17,6 +17,7 @@ import jsonschema_rs
 
 from taskd.errors import FieldProblem, Refused, StoreUnavailable
 from taskd.model.jobtype import TypeInfo
+from taskd.service.backlog import Backlog
 from taskd.service.batch import Reads
 from taskd.store import types as rows
 from taskd.store.types import KnownType
@@ -39,6 +40,8 @@ class Offered:
     known: KnownType
     validators: Sequence[Any]
     """Of the live nodes; of the newest publication when no node is live. Any of them may accept."""
+    max_backlog: int
+    """How many jobs may wait: by the strictest of the live nodes, else by the newest publication."""
 
     @property
     def info(self) -> TypeInfo:
@@ -71,8 +74,10 @@ class Offered:
 class KnownTypes:
     """The types by name; owned by the task that `run` is, and renewed by requests for unknown types."""
 
-    def __init__(self, reads: Reads) -> None:
+    def __init__(self, reads: Reads, backlog: Backlog | None = None) -> None:
+        """`backlog` refuses what would wait beyond the bound of its type; None refuses nothing."""
         self._reads = reads
+        self._backlog = backlog
         self._types: dict[str, Offered] | None = None
         self._schemas: dict[str, Any] = {}
         self._read_at = 0.0
@@ -90,10 +95,10 @@ class KnownTypes:
             await asyncio.sleep(EVERY_S)
 
     async def get(self, name: str, until: float) -> Offered:
-        """Return a type that may be submitted.
+        """Return a type of which a job may be submitted now.
 
         Raises:
-            Refused: `unknown_type`, or `not_ready` when nothing was ever published.
+            Refused: `unknown_type`, `not_ready` when nothing was ever published, or `backlog_full`.
             StoreUnavailable: the types were never read, and can't be until `until`.
         """
         types: Mapping[str, Offered] | None = self._types
@@ -102,6 +107,8 @@ class KnownTypes:
             types = await self._renewed(until)
             found = types.get(name)
         if found is not None and found.submittable:
+            if self._backlog is not None:
+                await self._backlog.admit_type(name, found.max_backlog, until)
             return found
         if not types:
             raise Refused(
@@ -139,7 +146,7 @@ class KnownTypes:
             infos = one.live or (one.info,)
             validators = [self._validator(info, schemas) for info in infos]
             unique = list({id(validator): validator for validator in validators if validator}.values())
-            types[one.info.name] = Offered(one, unique)
+            types[one.info.name] = Offered(one, unique, min(info.max_backlog for info in infos))
         self._schemas = schemas
         self._types = types
 

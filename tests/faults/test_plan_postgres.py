@@ -405,7 +405,8 @@ async def test_f24_connection_storm(report: Report) -> None:
                     await small.stop_immediate()
                     before, since = case.proxy.connects, time.monotonic()
                     await asyncio.sleep(3)
-                    worst = max(worst, (case.proxy.connects - before) / (time.monotonic() - since))
+                    each = (case.proxy.connects - before) / processes - 1  # the first needs no pause
+                    worst = max(worst, each / (time.monotonic() - since))
                     await small.start()
                     back = time.monotonic()
                     await until(
@@ -419,14 +420,14 @@ async def test_f24_connection_storm(report: Report) -> None:
 
             findings = await case.check()
             assert set(case.tally.statuses) <= {200, 503}
-            assert worst <= 2 * processes
+            assert worst <= 2
             assert max(steady) <= 15
             report.add(
                 case="F24 connection storm",
                 load=f"50/s, {nodes} nodes, 2 API processes, max_connections 30",
                 faults=f"{restarts} × immediate stop for 3 s (no role limit: the rig's role is a superuser)",
                 counts=findings.counts,
-                worst=f"{worst / processes:.2f} connects a second and process, back in {max(steady):.1f} s",
+                worst=f"{worst:.2f} connects a second and process, back in {max(steady):.1f} s",
                 bound="2 a second and process, 15 s",
                 seed=case.seed,
             )

@@ -76,7 +76,16 @@ def test_table(verdict: Verdict, event: Event, status: State | None, counts: boo
 @pytest.mark.parametrize("info", [INFO, ONCE])
 @pytest.mark.parametrize("case", [FIRST, LAST])
 def test_every_verdict_is_a_move_of_the_table(info: TypeInfo, case: Case) -> None:
-    outcomes = ["error", "timeout", "fail", "invalid_payload", "snoozed", "cancelled", "dropped", "retry_later"]
+    outcomes = [
+        "error",
+        "timeout",
+        "fail",
+        "invalid_payload",
+        "snoozed",
+        "cancelled",
+        "dropped",
+        "retry_later",
+    ]
     verdicts = [reported(outcome, case, info=info) for outcome in outcomes]
     verdicts += [died(cause, case, info=info) for cause in (Cause.CRASHED, Cause.LEASE_EXPIRED)]
     verdicts.append(decide.interrupted(case, info, error="why"))
