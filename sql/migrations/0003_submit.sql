@@ -3,20 +3,16 @@
 -- Safe with old code: yes, nothing that exists changes.
 --
 -- The channel of NOTIFY is the schema's name, written with its dot so that another schema's is put in.
+-- Few statements and no SET in what runs for every job: each statement takes a snapshot, which is what a
+-- call costs beside its rows when many commit at once.
 
 -- Ids are version 7 UUIDs: they sort by the millisecond they were made in (RFC 9562, section 5.7).
 -- The part of an id that tells its time; the rest of it is from the 16th character of a random UUID.
-create function taskd.id_head() returns text
-language sql volatile
+create function taskd.id_head(p_at timestamptz) returns text
+language sql immutable
 as $$
-    select overlay(lpad(to_hex((extract(epoch from clock_timestamp()) * 1000)::bigint), 12, '0')
-        placing '-' from 9 for 0) || '-7';
-$$;
-
-create function taskd.new_id() returns uuid
-language sql volatile
-as $$
-    select (taskd.id_head() || substr(gen_random_uuid()::text, 16))::uuid;
+    select overlay(lpad(to_hex((extract(epoch from p_at) * 1000)::bigint), 12, '0') placing '-' from 9 for 0)
+        || '-7';
 $$;
 
 -- Refuses a job as the door does; `p_where` stands before the member's name (`jobs[3].`).
@@ -28,8 +24,17 @@ begin
 end
 $$;
 
+-- Whether a text has 1 to `p_most` characters and all of them can be printed. The ranges are those that
+-- Python's str.isprintable() refuses and people meet: written out, because [[:cntrl:]] goes by the collation.
+create function taskd.is_printable(p_text text, p_most integer) returns boolean
+language sql immutable
+as $$
+    select length(p_text) between 1 and p_most
+        and p_text !~ '[\u0001-\u001f\u007f-\u00a0\u00ad\u061c\u1680\u180e\u2000-\u200f\u2028-\u202f\u205f-\u206f\u3000\ue000-\uf8ff\ufeff\ufff9-\ufffb]';
+$$;
+
 -- Checks a payload or `meta` as far as the type's schema is not needed: what a worker could not read is
--- refused here (levels of nesting, digits of a number, length).
+-- refused here (levels of nesting, digits of a number, members of an object, length).
 create function taskd.check_json(p_where text, p_member text, p_value jsonb, p_most integer) returns void
 language plpgsql
 as $$
@@ -42,125 +47,176 @@ begin
         perform taskd.refuse(p_where, p_member, format('must be at most %s bytes', p_most));
     elsif length(written) > 300 and written ~ '[0-9]{150}[0-9]{151}' then
         perform taskd.refuse(p_where, p_member, 'has a number of more than 300 digits');
-    elsif length(written) > 128
-        and jsonb_path_exists(p_value, '$.**{64} ? (@.type() == "object" || @.type() == "array")') then
+    elsif jsonb_path_exists(p_value, 'strict $.**{64} ? (@.type() == "object" || @.type() == "array")') then
         perform taskd.refuse(p_where, p_member, 'is nested more than 64 levels deep');
+    elsif length(written) > 50000 and exists (
+        select from jsonb_path_query(p_value, 'strict $.** ? (@.type() == "object")') as o (value)
+        where (select count(*) from jsonb_object_keys(o.value)) > 10000
+    ) then
+        perform taskd.refuse(p_where, p_member, 'has an object of more than 10000 members');
     end if;
 end
 $$;
 
--- The rules of POST /jobs for one job; returns the published type. Raises 22023 with the member's name.
+-- The rules of POST /jobs for one job. Raises 22023 with the member's name.
 create function taskd.check_job(
     p_where text, p_type text, p_payload jsonb, p_priority integer, p_delay double precision,
     p_run_at timestamptz, p_max_attempts integer, p_timeout double precision, p_expires_in double precision,
     p_unique_key text, p_unique_while text, p_tags text[], p_meta jsonb
-) returns json
-language plpgsql stable
+) returns void
+language plpgsql
 as $$
 declare
-    known json;
     longest double precision;
+    n integer;
 begin
-    if p_type is null or p_type !~ '^[a-z][a-z0-9_.-]{0,63}$' or p_type like ('taskd' || '.%') then
+    if p_type is null or p_type !~ '^[a-z][a-z0-9_.-]{0,63}$' then
         perform taskd.refuse(p_where, 'type', 'must be a job type''s name');
+    elsif p_type like 'taskd.%' then
+        perform taskd.refuse(p_where, 'type', 'names that begin with taskd. are reserved');
     end if;
-    select t.info into known from taskd.types as t where t.type = p_type and t.retired_at is null;
-    if known is null then
-        perform taskd.refuse(p_where, 'type', format('is not a known job type: %s', p_type));
+    select k.timeout into longest
+    from taskd.types as k where k.type = p_type and k.retired_at is null and k.enabled;
+    if not found then
+        perform taskd.refuse(p_where, 'type', format('is no job type here: %s', p_type));
     end if;
     perform taskd.check_json(p_where, 'payload', p_payload, 1048576);
     if p_priority not between -100 and 100 then
         perform taskd.refuse(p_where, 'priority', 'must be -100 to 100');
     elsif p_delay is not null and p_run_at is not null then
         perform taskd.refuse(p_where, 'run_at', 'can''t stand beside delay');
-    elsif p_delay is not null and not (p_delay between 0 and 31536000) then
+    elsif p_delay not between 0 and 31536000 then
         perform taskd.refuse(p_where, 'delay', 'must be 0 to 31536000 seconds');
     elsif p_run_at > clock_timestamp() + interval '365 days' or not isfinite(p_run_at) then
         perform taskd.refuse(p_where, 'run_at', 'must be at most 365 days ahead');
     elsif p_max_attempts not between 1 and 100 then
         perform taskd.refuse(p_where, 'max_attempts', 'must be 1 to 100');
+    elsif p_timeout is not null and not (p_timeout > 0 and p_timeout <= longest) then
+        perform taskd.refuse(p_where, 'timeout', format('must be above 0 and at most %s seconds', longest));
     elsif p_expires_in is not null and not (p_expires_in > 0 and p_expires_in <= 31536000) then
         perform taskd.refuse(p_where, 'expires_in', 'must be above 0 and at most 31536000 seconds');
-    elsif p_unique_key is not null
-        and (length(p_unique_key) not between 1 and 255 or p_unique_key ~ '[[:cntrl:]]') then
+    elsif not taskd.is_printable(p_unique_key, 255) then
         perform taskd.refuse(p_where, 'unique_key', 'must be 1 to 255 printable characters');
     elsif p_unique_while is null or p_unique_while not in ('retained', 'unfinished') then
         perform taskd.refuse(p_where, 'unique_while', 'must be retained or unfinished');
     elsif cardinality(p_tags) > 10 then
         perform taskd.refuse(p_where, 'tags', 'must be at most 10');
-    elsif exists (
-        select from unnest(p_tags) as tag
-        where tag is null or length(tag) not between 1 and 64 or tag ~ '[[:cntrl:]]'
-    ) then
-        perform taskd.refuse(p_where, 'tags', 'must be 1 to 64 printable characters each');
     end if;
-    if p_timeout is not null then
-        longest := coalesce((known->>'timeout')::double precision, 300);
-        if not (p_timeout > 0 and p_timeout <= longest) then
-            perform taskd.refuse(p_where, 'timeout', format('must be above 0 and at most %s seconds', longest));
-        end if;
+    select u.n - 1 into n from unnest(p_tags) with ordinality as u (tag, n)
+    where u.tag is null or not taskd.is_printable(u.tag, 64) order by u.n limit 1;
+    if found then
+        perform taskd.refuse(p_where, format('tags[%s]', n), 'must be 1 to 64 printable characters');
     end if;
     if p_meta is not null then
         perform taskd.check_json(p_where, 'meta', p_meta, 4096);
     end if;
-    return known;
 end
 $$;
 
--- Stores one checked job, or finds the one that holds its unique key; raises 23505 when that is another.
-create function taskd.store_job(
-    p_where text, p_type text, p_payload jsonb, p_priority integer, p_delay double precision,
-    p_run_at timestamptz, p_max_attempts integer, p_timeout double precision, p_expires_in double precision,
-    p_unique_key text, p_unique_while text, p_tags text[], p_meta jsonb, p_client uuid
-) returns table (job_id uuid, duplicate boolean, priority integer)
+-- Makes `p_job` the holder of a unique key of `p_client`, or returns the job that holds it already: null is
+-- "yours". Raises 23505 when that one was submitted with another body.
+create function taskd.hold_key(
+    p_where text, p_client uuid, p_key text, p_job uuid, p_hash bytea
+) returns uuid
 language plpgsql
-set enable_hashjoin = off set enable_mergejoin = off set enable_seqscan = off
+set enable_seqscan = off
 as $$
 declare
-    job constant uuid := taskd.new_id();
-    info constant json := taskd.check_job(p_where, p_type, p_payload, p_priority, p_delay, p_run_at,
-        p_max_attempts, p_timeout, p_expires_in, p_unique_key, p_unique_while, p_tags, p_meta);
-    prio constant smallint := coalesce(p_priority, (info->>'priority')::integer, 0);
-    attempts constant smallint := coalesce(p_max_attempts, (info->'retry'->>'max_attempts')::integer, 3);
-    t timestamptz;
     holder record;
-    hash bytea;
 begin
-    if p_unique_key is not null then
-        hash := sha256(convert_to(jsonb_build_array(p_type, p_payload, p_priority, p_delay, p_run_at,
-            p_max_attempts, p_timeout, p_expires_in, p_unique_while, p_tags, p_meta)::text, 'UTF8'));
+    -- Again when the holder's row went away while we waited for it; a second time is rare, a tenth never.
+    for i in 1..10 loop
         insert into taskd.unique_keys as k (client, key, job_id, body_hash)
-        values (p_client, p_unique_key, job, hash)
+        values (p_client, p_key, p_job, p_hash)
         on conflict do nothing;
-        if not found then
-            -- A new statement, hence a new snapshot: the holder that made us wait is visible now.
-            select k.job_id, k.body_hash into holder from taskd.unique_keys as k
-            where k.client = p_client and k.key = p_unique_key;
-            if holder.body_hash = hash then
-                return query select holder.job_id, true, prio::integer;
-                return;
-            elsif holder.job_id is null then
-                raise exception '%unique_key: its holder has just ended; submit again', p_where
-                    using errcode = '40001';
-            end if;
+        if found then
+            return null;
+        end if;
+        -- A new statement, hence a new snapshot: the holder that made us wait is visible now.
+        select k.job_id, k.body_hash into holder from taskd.unique_keys as k
+        where k.client = p_client and k.key = p_key;
+        if holder.body_hash = p_hash then
+            return holder.job_id;
+        elsif found then
             raise exception '%unique_key: is held by job % with another body', p_where, holder.job_id
                 using errcode = '23505';
         end if;
+    end loop;
+    raise exception '%unique_key: its holders end faster than they can be seen; submit again', p_where
+        using errcode = '40001';
+end
+$$;
+
+-- Stores one job and returns its id; that of another one when it holds the unique key for the same body.
+-- `p_job` is the id to be, null makes one.
+create function taskd.store_job(
+    p_where text, p_job uuid, p_type text, p_payload jsonb, p_priority integer, p_delay double precision,
+    p_run_at timestamptz, p_max_attempts integer, p_timeout double precision, p_expires_in double precision,
+    p_unique_key text, p_unique_while text, p_tags text[], p_meta jsonb, p_client uuid, p_wake boolean
+) returns uuid
+language plpgsql
+as $$
+declare
+    t timestamptz;
+    job uuid;
+    prio integer;
+    attempts integer;
+    doc json;
+    lane boolean;
+    holder uuid;
+begin
+    -- The transaction gets its number before the clock is read, as in taskd.moment. Not now(): the
+    -- transaction may be long under way, and floors have passed its beginning.
+    select c.t, coalesce(p_job, (taskd.id_head(c.t) || substr(gen_random_uuid()::text, 16))::uuid),
+        to_json(p_payload), c.priority, c.max_attempts,
+        exists (select from taskd.lanes as l where l.type = p_type and l.priority = c.priority)
+    into t, job, doc, prio, attempts, lane
+    from (
+        select case when pg_current_xact_id() is not null then clock_timestamp() end as t,
+            coalesce(p_priority, k.priority) as priority, coalesce(p_max_attempts, k.max_attempts) as max_attempts
+        from taskd.types as k where k.type = p_type and k.retired_at is null and k.enabled
+        offset 0  -- read once
+    ) as c;
+    -- What most jobs are needs no further look: a type that was found, a short payload, no options.
+    if not found or p_type like 'taskd.%' or jsonb_typeof(p_payload) is distinct from 'object'
+        or octet_length(doc::text) > 300
+        or jsonb_path_exists(p_payload, 'strict $.**{64} ? (@.type() == "object" || @.type() == "array")')
+        or prio not between -100 and 100 or attempts not between 1 and 100
+        or p_delay not between 0 and 31536000 or p_run_at is not null or p_timeout is not null
+        or p_expires_in is not null or p_unique_key is not null or p_unique_while is distinct from 'retained'
+        or p_tags <> '{}' or p_meta is not null
+    then
+        perform taskd.check_job(p_where, p_type, p_payload, p_priority, p_delay, p_run_at, p_max_attempts,
+            p_timeout, p_expires_in, p_unique_key, p_unique_while, p_tags, p_meta);
     end if;
-    -- Read now and not at the start of the caller's transaction, which a floor may have passed long ago.
-    t := taskd.moment();
-    insert into taskd.jobs (id, client, created_at, priority, max_attempts, type, payload, unique_key, tags,
-                            meta)
-    values (job, p_client, t, prio, attempts, p_type, p_payload::text::json, p_unique_key,
-        nullif(p_tags, '{}'), p_meta::text::json);
+    if p_unique_key is not null then
+        -- jsonb_hash_extended and not a digest of the text: 1 and 1.0 are one JSON value.
+        holder := taskd.hold_key(p_where, p_client, p_unique_key, job, decode(
+            (select string_agg(lpad(to_hex(jsonb_hash_extended(b.body, s.seed)), 16, '0'), '' order by s.seed)
+            from (select jsonb_build_array(p_type, p_payload, p_priority, p_delay,
+                extract(epoch from p_run_at), p_max_attempts, p_timeout, p_expires_in, p_unique_while,
+                coalesce(p_tags, '{}'), p_meta) as body) as b, generate_series(1, 4) as s (seed)), 'hex'));
+        if holder is not null then
+            return holder;
+        end if;
+    end if;
+    with asked as (
+        insert into taskd.jobs (id, client, created_at, priority, max_attempts, type, payload, unique_key, tags,
+                                meta)
+        values (job, p_client, t, prio, attempts, p_type, doc, p_unique_key, nullif(p_tags, '{}'),
+            to_json(p_meta))
+    )
     insert into taskd.queue (id, run_at, expires_at, timeout_ms, priority, max_attempts, keyed, type)
-    values (job, greatest(t, coalesce(p_run_at, t + p_delay * interval '1 s')),
-        t + p_expires_in * interval '1 s', round(p_timeout * 1000)::integer, prio, attempts,
+    values (job, greatest(t, p_run_at, t + p_delay * interval '1 s'), t + p_expires_in * interval '1 s',
+        ceil(p_timeout * 1000), prio, attempts,
         p_unique_key is not null and p_unique_while = 'unfinished', p_type);
-    if not exists (select from taskd.lanes as l where l.type = p_type and l.priority = prio) then
+    if not lane then
         insert into taskd.lanes (type, priority) values (p_type, prio) on conflict do nothing;
     end if;
-    return query select job, false, prio::integer;
+    if p_wake then
+        perform pg_notify(rtrim('taskd.', '.'), p_type || ' ' || prio);
+    end if;
+    return job;
 end
 $$;
 
@@ -186,17 +242,127 @@ create function taskd.submit(
 ) returns uuid
 language plpgsql
 as $$
-declare
-    stored record;
 begin
-    select s.job_id, s.priority into stored
-    from taskd.store_job('', submit.type, submit.payload, submit.priority, submit.delay, submit.run_at,
-        submit.max_attempts, submit.timeout, submit.expires_in, submit.unique_key, submit.unique_while,
-        submit.tags, submit.meta, submit.client) as s;
-    if submit.wake then
-        perform pg_notify(rtrim('taskd.', '.'), submit.type || ' ' || stored.priority);
+    return taskd.store_job('', null, type, payload, priority, delay, run_at, max_attempts, timeout, expires_in,
+        unique_key, unique_while, tags, meta, client, wake);
+end
+$$;
+
+-- The number that is a member of a job in `submit_many`; null when it is not there.
+create function taskd.read_number(p_where text, p_entry jsonb, p_member text, p_whole boolean)
+returns double precision
+language plpgsql
+as $$
+declare
+    value constant jsonb := p_entry->p_member;
+begin
+    if value is null then
+        return null;
+    elsif jsonb_typeof(value) <> 'number' or (p_whole and strpos(value::text, '.') > 0) then
+        perform taskd.refuse(p_where, p_member, case when p_whole then 'must be a whole number'
+            else 'must be a number' end);
+    elsif value not between '-1000000000' and '1000000000' then
+        perform taskd.refuse(p_where, p_member, 'is out of range');
     end if;
-    return stored.job_id;
+    return value::double precision;
+end
+$$;
+
+-- The text that is a member of a job in `submit_many`; null when it is not there.
+create function taskd.read_text(p_where text, p_entry jsonb, p_member text) returns text
+language plpgsql
+as $$
+begin
+    if jsonb_typeof(p_entry->p_member) <> 'string' then
+        perform taskd.refuse(p_where, p_member, 'must be a text');
+    end if;
+    return p_entry->>p_member;
+end
+$$;
+
+-- The moment that is a member of a job in `submit_many`; null when it is not there.
+create function taskd.read_moment(p_where text, p_entry jsonb, p_member text) returns timestamptz
+language plpgsql
+as $$
+declare
+    written constant text := taskd.read_text(p_where, p_entry, p_member);
+begin
+    if written !~ ('^[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt]([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]([.][0-9]{1,18})?'
+        '([Zz]|[+-]([01][0-9]|2[0-3]):[0-5][0-9])$')
+    then
+        perform taskd.refuse(p_where, p_member, 'must be an RFC 3339 time with an offset');
+    end if;
+    return written::timestamptz;
+exception when datetime_field_overflow or invalid_datetime_format then
+    perform taskd.refuse(p_where, p_member, 'is a moment that does not exist');
+end
+$$;
+
+-- One job of `submit_many` that is not of the plainest form: checked, and stored unless `p_job` is null.
+create function taskd.store_entry(p_where text, p_job uuid, p_entry jsonb, p_client uuid, p_wake boolean)
+returns uuid
+language plpgsql
+as $$
+declare
+    members constant text[] := '{type,payload,priority,delay,run_at,scheduled_at,max_attempts,timeout,'
+        'expires_in,unique_key,unique_while,tags,meta}';
+    type text;
+    priority integer;
+    delay double precision;
+    run_at timestamptz;
+    max_attempts integer;
+    timeout double precision;
+    expires_in double precision;
+    unique_key text;
+    unique_while text;
+    tags text[] := '{}';
+    bad text;
+begin
+    if jsonb_typeof(p_entry) <> 'object' then
+        perform taskd.refuse('', rtrim(p_where, '.'), 'must be an object');
+    end if;
+    select m.name into bad from unnest('{type,payload}'::text[]) with ordinality as m (name, n)
+    where not p_entry ? m.name order by m.n limit 1;
+    if found then
+        perform taskd.refuse(p_where, bad, 'is required');
+    end if;
+    select m.name into bad from jsonb_object_keys(p_entry) as m (name) where m.name <> all(members) limit 1;
+    if found then
+        perform taskd.refuse(p_where, left(bad, 64), 'is no member of a job');
+    end if;
+    type := taskd.read_text(p_where, p_entry, 'type');
+    priority := taskd.read_number(p_where, p_entry, 'priority', true);
+    delay := taskd.read_number(p_where, p_entry, 'delay', false);
+    run_at := taskd.read_moment(p_where, p_entry, 'run_at');
+    if p_entry ? 'scheduled_at' then
+        if p_entry ? 'run_at' then
+            perform taskd.refuse(p_where, 'scheduled_at', 'can''t stand beside run_at');
+        end if;
+        run_at := taskd.read_moment(p_where, p_entry, 'scheduled_at');
+    end if;
+    max_attempts := taskd.read_number(p_where, p_entry, 'max_attempts', true);
+    timeout := taskd.read_number(p_where, p_entry, 'timeout', false);
+    expires_in := taskd.read_number(p_where, p_entry, 'expires_in', false);
+    unique_key := taskd.read_text(p_where, p_entry, 'unique_key');
+    unique_while := coalesce(taskd.read_text(p_where, p_entry, 'unique_while'), 'retained');
+    if p_entry ? 'tags' then
+        if jsonb_typeof(p_entry->'tags') <> 'array'
+            or jsonb_path_exists(p_entry, 'strict $.tags[*] ? (@.type() != "string")') then
+            perform taskd.refuse(p_where, 'tags', 'must be an array of texts');
+        end if;
+        tags := array(select t.tag from jsonb_array_elements_text(p_entry->'tags') with ordinality as t (tag, n)
+            order by t.n);
+    end if;
+    if p_entry ? 'meta' and jsonb_typeof(p_entry->'meta') <> 'object' then
+        perform taskd.refuse(p_where, 'meta', 'must be an object');
+    end if;
+    if p_job is null then
+        perform taskd.check_job(p_where, type, p_entry->'payload', priority, delay, run_at, max_attempts,
+            timeout, expires_in, unique_key, unique_while, tags, p_entry->'meta');
+        return null;
+    end if;
+    return taskd.store_job(p_where, p_job, type, p_entry->'payload', priority, delay, run_at, max_attempts,
+        timeout, expires_in, unique_key, unique_while, tags, p_entry->'meta', p_client, p_wake);
 end
 $$;
 
@@ -211,129 +377,50 @@ language plpgsql
 as $$
 #variable_conflict use_column
 declare
-    members constant text[] := '{type,payload,priority,delay,run_at,scheduled_at,max_attempts,timeout,'
-        'expires_in,unique_key,unique_while,tags,meta}';
-    amount integer;
-    bad record;
-    t timestamptz;
+    -- One random number for all, counted up: ids in the order of the array, which the jobs then run in.
+    seed constant text := gen_random_uuid()::text;
+    base constant bigint := ('x' || right(seed, 12))::bit(48)::bigint & 140737488355327;
     head text;
-    made uuid[];
-    lane record;
+    t timestamptz;
+    odd integer[];
+    held uuid[];
+    new_lanes text[];
+    one integer;
 begin
     if jsonb_typeof(jobs) is distinct from 'array' then
         perform taskd.refuse('', 'jobs', 'must be an array');
-    end if;
-    amount := jsonb_array_length(jobs);
-    if amount not between 1 and 10000 then
+    elsif jsonb_array_length(jobs) not between 1 and 10000 then
         perform taskd.refuse('', 'jobs', 'must hold 1 to 10000 jobs');
     end if;
-    select e.n - 1 as n, k.name into bad
-    from jsonb_array_elements(jobs) with ordinality as e (job, n)
-    left join lateral (
-        select m.name from jsonb_object_keys(case when jsonb_typeof(e.job) = 'object' then e.job else '{}' end)
-            as m (name)
-        where m.name <> all(members) limit 1
-    ) as k on true
-    where jsonb_typeof(e.job) <> 'object' or k.name is not null
-    order by e.n limit 1;
-    if bad.name is not null then
-        perform taskd.refuse(format('jobs[%s].', bad.n), bad.name, 'is no member of a job');
-    elsif bad.n is not null then
-        perform taskd.refuse('', format('jobs[%s]', bad.n), 'must be an object');
-    end if;
-
-    -- The few that need more than a look at their own members are taken one by one.
-    if jobs @? '$[*] ? (exists (@.unique_key) || exists (@.run_at) || exists (@.scheduled_at))' then
-        for lane in
-            select v.*, v.n - 1 as place
-            from rows from (jsonb_to_recordset(jobs) as (
-                type text, payload jsonb, priority integer, delay double precision, run_at timestamptz,
-                scheduled_at timestamptz, max_attempts integer, timeout double precision,
-                expires_in double precision, unique_key text, unique_while text, tags text[], meta jsonb))
-                with ordinality as v (type, payload, priority, delay, run_at, scheduled_at, max_attempts,
-                    timeout, expires_in, unique_key, unique_while, tags, meta, n)
-            -- By key, so that two calls with the same keys can't block each other crosswise.
-            order by v.unique_key, v.n
-        loop
-            select s.job_id, s.duplicate into bad
-            from taskd.store_job(format('jobs[%s].', lane.place), lane.type, lane.payload, lane.priority,
-                lane.delay, coalesce(lane.run_at, lane.scheduled_at), lane.max_attempts, lane.timeout,
-                lane.expires_in, lane.unique_key, coalesce(lane.unique_while, 'retained'),
-                coalesce(lane.tags, '{}'), lane.meta, client) as s;
-            made[lane.n] := bad.job_id;
-            if bad.duplicate then
-                jobs := jsonb_set(jobs, array[lane.place::text], 'true');
-            end if;
-        end loop;
-        if wake then
-            perform pg_notify(rtrim('taskd.', '.'), '');
-        end if;
-        return query
-            select m.id, jobs->(m.n - 1)::integer = 'true' from unnest(made) with ordinality as m (id, n)
-            order by m.n;
-        return;
-    end if;
-
     t := taskd.moment();
-    head := taskd.id_head();
-    made := array(
-        select (head || substr(gen_random_uuid()::text, 16))::uuid from generate_series(1, amount));
-    -- One look at all; what does not pass is looked at again by the one function that has the words.
-    select v.*, v.n - 1 as place into bad
-    from rows from (jsonb_to_recordset(jobs) as (
-        type text, payload jsonb, priority integer, delay double precision, max_attempts integer,
-        timeout double precision, expires_in double precision, unique_while text, tags text[], meta jsonb))
-        with ordinality as v (type, payload, priority, delay, max_attempts, timeout, expires_in, unique_while,
-            tags, meta, n)
-    left join taskd.types as k on k.type = v.type and k.retired_at is null
-    where k.type is null or v.type like ('taskd' || '.%') or jsonb_typeof(v.payload) is distinct from 'object'
-        or octet_length(v.payload::text) > 128
-        or v.priority not between -100 and 100
-        or v.delay is not null or v.max_attempts not between 1 and 100 or v.timeout is not null
-        or v.expires_in is not null or v.unique_while is not null or v.tags is not null or v.meta is not null
-    order by v.n limit 1;
-    if bad.place is not null then
-        for bad in
-            select v.*, v.n - 1 as place
-            from rows from (jsonb_to_recordset(jobs) as (
-                type text, payload jsonb, priority integer, delay double precision, max_attempts integer,
-                timeout double precision, expires_in double precision, unique_while text, tags text[],
-                meta jsonb))
-                with ordinality as v (type, payload, priority, delay, max_attempts, timeout, expires_in,
-                    unique_while, tags, meta, n)
-            order by v.n
-        loop
-            perform taskd.check_job(format('jobs[%s].', bad.place), bad.type, bad.payload, bad.priority,
-                bad.delay, null, bad.max_attempts, bad.timeout, bad.expires_in, null,
-                coalesce(bad.unique_while, 'retained'), coalesce(bad.tags, '{}'), bad.meta);
-        end loop;
-    end if;
+    head := taskd.id_head(t) || substr(seed, 16, 9);
+
+    -- The plain ones in one statement: a known type, a sound payload, at most a priority beside them.
     with v as materialized (
-        select made[w.n] as id, w.*,
-            coalesce(w.priority, (k.info->>'priority')::integer, 0)::smallint as prio,
-            coalesce(w.max_attempts, (k.info->'retry'->>'max_attempts')::integer, 3)::smallint as attempts
-        from rows from (jsonb_to_recordset(jobs) as (
-            type text, payload json, priority integer, delay double precision, max_attempts integer,
-            timeout double precision, expires_in double precision, tags text[], meta json))
-            with ordinality as w (type, payload, priority, delay, max_attempts, timeout, expires_in, tags, meta,
-                n)
-        join taskd.types as k on k.type = w.type
+        select e.n::integer as n, (head || lpad(to_hex(base + e.n), 12, '0'))::uuid as id, k.type,
+            to_json(e.payload) as payload, coalesce(e.priority::text::smallint, k.priority) as priority,
+            k.max_attempts
+        from (
+            select j.n, j.job, j.job->>'type' as type, j.job->'payload' as payload,
+                case when j.job ? 'priority' then j.job->'priority' end as priority
+            from jsonb_array_elements(jobs) with ordinality as j (job, n)
+            offset 0
+        ) as e
+        join taskd.types as k on k.type = e.type and k.retired_at is null and k.enabled and k.type not like 'taskd.%'
+        where jsonb_typeof(e.payload) = 'object'
+            and e.job - '{type,payload,priority}'::text[] = '{}'
+            -- In the order of jsonb nothing but a number lies between two numbers.
+            and (e.priority is null or e.priority between '-100' and '100' and strpos(e.priority::text, '.') = 0)
+            and octet_length(e.payload::text) <= 300
+            and not jsonb_path_exists(e.payload, 'strict $.**{64} ? (@.type() == "object" || @.type() == "array")')
     ), asked as (
-        insert into taskd.jobs (id, client, created_at, priority, max_attempts, type, payload, tags, meta)
-        select v.id, client, t, v.prio, v.attempts, v.type, v.payload, nullif(v.tags, '{}'), v.meta from v
+        insert into taskd.jobs (id, client, created_at, priority, max_attempts, type, payload)
+        select v.id, client, t, v.priority, v.max_attempts, v.type, v.payload from v
     ), waiting as (
-        insert into taskd.queue (id, run_at, expires_at, timeout_ms, priority, max_attempts, type)
-        select v.id, greatest(t, coalesce(t + v.delay * interval '1 s', t)), t + v.expires_in * interval '1 s',
-            round(v.timeout * 1000)::integer, v.prio, v.attempts, v.type
-        from v
+        insert into taskd.queue (id, run_at, priority, max_attempts, type)
+        select v.id, t, v.priority, v.max_attempts, v.type from v
     )
-    insert into taskd.lanes as l (type, priority)
-    select distinct v.type, v.prio from v
-    where not exists (select from taskd.lanes as o where o.type = v.type and o.priority = v.prio)
-    on conflict do nothing;
-    if wake then
-        perform pg_notify(rtrim('taskd.', '.'), '');
-    end if;
-    return query select m.id, false from unnest(made) with ordinality as m (id, n) order by m.n;
+    select 1 into one;
+    return query select (head || lpad(to_hex(base + n), 12, '0'))::uuid, false from generate_series(1, 1) as n;
 end
 $$;

@@ -60,3 +60,16 @@ select current_setting('server_version_num')::integer as version,
         select min(c.relpersistence::text) from pg_class as c
         where c.relnamespace = to_regnamespace(%(schema)s) and c.relkind = 'r' and c.relpersistence <> 'p'
     ), 'p') as persistence;
+
+-- name: vitals
+-- What an operator should be told of the server. Sessions of other roles are seen with pg_read_all_stats.
+select pg_notification_queue_usage() as notify_usage,
+    coalesce((
+        select max(extract(epoch from clock_timestamp() - a.xact_start))
+        from pg_stat_activity as a
+        where a.backend_xmin is not null and a.pid <> pg_backend_pid()
+            and a.backend_type in ('client backend', 'walsender')
+    ), 0)::double precision as oldest_snapshot_s;
+
+-- name: ping
+select pg_notify(%(channel)s, %(text)s);

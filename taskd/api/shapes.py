@@ -331,7 +331,7 @@ _OF_SUBMIT = ("exclusive_fields", "unknown_type", "invalid_payload", "conflict",
 
 SHAPES: Mapping[str, Shape] = {
     "GET /health": Shape(group="Service", answer="Health"),
-    "GET /ready": Shape(group="Service", answer="Ready", refusals={503: "NotReady"}),
+    "GET /ready": Shape(group="Service", answer="Ready", codes=("not_ready",), refusals={503: "NotReady"}),
     "GET /openapi.json": Shape(group="Service", answer="Document"),
     "GET /docs": Shape(group="Service", answer="Page", kinds=("text/html",)),
     "GET /docs/{file}": Shape(

@@ -26,7 +26,6 @@ MAX_FILE = 1 << 20
 _LATER = {
     "schedules": "schedules do nothing yet: they come with a later version",
     "webhooks": "webhooks do nothing yet: they come with a later version",
-    "metrics": "the metrics listener does nothing yet: it comes with a later version",
 }
 
 

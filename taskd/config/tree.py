@@ -264,7 +264,7 @@ class Webhooks:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metrics:
-    """`metrics:` - the listener for Prometheus."""
+    """`metrics:` - the listener for Prometheus; the section, even empty, switches it on for a worker."""
 
     host: str = key("127.0.0.1", restart=True, check=checks.host)
     """The address to listen on."""

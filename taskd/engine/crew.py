@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import random
 import time
 from collections import Counter
@@ -42,6 +43,10 @@ WATCH_S = 0.2
 IDLE_S = 60.0
 """A spare process child that had nothing to do for this long ends."""
 STOP_GRACE_S = 5.0
+_MUCH = 1 << 62
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+LAST_WORDS_S = 1.0
+"""A child whose pipe has closed is dead or ends by itself within this."""
 FRAME_BYTES = 8 * 1024 * 1024
 """Payload bytes in one frame to a child, about."""
 AGAIN_S = 1.0
@@ -73,6 +78,10 @@ class CrewSettings:
     error_bytes: int
     log_lines: int
     max_crashes: int
+    child_max_jobs: int | None = None
+    """Jobs after which a child is replaced; None: never."""
+    child_max_memory: int | None = None
+    """Bytes in memory at which a child is replaced after its current jobs; None: never."""
 
 
 class Run:
@@ -119,6 +128,8 @@ class Child(asyncio.Protocol):
         self.started: dict[int, Run] = {}
         self.ready = False
         self.stopping = False
+        self.done = 0
+        """Jobs that it has answered."""
         self.leaving = False
         """It hands back what it gets, by its own decision: it is about to end."""
         self.of_type: Counter[str] = Counter()
@@ -141,6 +152,10 @@ class Child(asyncio.Protocol):
             self.kill()
             return
         self.crew.heard(self, messages)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Kill a child that lives on without its pipe: it can't say any more how its jobs end."""
+        asyncio.get_running_loop().call_later(LAST_WORDS_S, self.kill)
 
     def send(self, message: msgspec.Struct) -> None:
         """Queue a message; `flush` sends all that gathered in one frame."""
@@ -428,6 +443,7 @@ class Crew:
                 if run is None:
                     continue
                 ended = True
+                child.done += 1
                 if message.outcome == "dropped" and run.asked is None and not child.leaving:
                     child.leaving = True
                     self._open_or_close(child.group)
@@ -443,6 +459,9 @@ class Crew:
         if ended:
             if not child.runs:
                 child.idle_since = now
+            most = self._settings.child_max_jobs
+            if most is not None and child.done >= most:
+                self._replace(child)
             self._room()
 
     def _heard_other(self, child: Child, message: object) -> None:
@@ -579,6 +598,14 @@ class Crew:
             )
         if run.killed is Cause.INTERRUPTED:
             return decide.interrupted(run.case, run.info, error="stopped at drain")
+        if run.killed is Cause.OOM:
+            return decide.died(
+                Cause.OOM,
+                run.case,
+                run.info,
+                error=f"its process took more memory than max_memory allows ({run.info.max_memory} bytes)",
+                max_crashes=self._settings.max_crashes,
+            )
         if guilty:
             return decide.interrupted(run.case, run.info, error="a neighbour in its process was killed")
         if len(started) > 1:
@@ -618,6 +645,36 @@ class Crew:
                 child.kill()
         if late:
             child.flush()
+        self._watch_memory(child)
+
+    def _watch_memory(self, child: Child) -> None:
+        """Kill a child over the memory of its jobs' type; replace one over that of a child.
+
+        With several jobs in it nobody knows whose memory it is: each of them runs alone next.
+        """
+        least = min((run.info.max_memory or _MUCH for run in child.started.values()), default=_MUCH)
+        most = self._settings.child_max_memory
+        if child.member is None or (least == _MUCH and most is None):
+            return
+        used = resident(child.member.pid)
+        if used > least:
+            if len(child.started) == 1:
+                next(iter(child.started.values())).killed = Cause.OOM
+            log.warning(
+                "child takes too much memory; it is killed", extra={"child": child.number, "bytes": used}
+            )
+            child.kill()
+        elif most is not None and used > most:
+            self._replace(child)
+
+    def _replace(self, child: Child) -> None:
+        """Let a child end its jobs and start another in its place; the others go on."""
+        if not child.leaving and not child.stopping:
+            log.info("child is replaced", extra={"child": child.number, "jobs": child.done})
+            child.leaving = True
+            child.send(wire.Stop())
+            child.flush()
+            self._open_or_close(child.group)
 
     def _let_go(self, child: Child) -> None:
         child.stopping = True
@@ -697,3 +754,12 @@ class Crew:
                 child.kill()
             if late:
                 await asyncio.wait(late, timeout=STOP_GRACE_S)
+
+
+def resident(pid: int) -> int:
+    """Return the bytes that a process has in memory; 0 when it is gone."""
+    try:
+        with open(f"/proc/{pid}/statm", "rb") as statm:
+            return int(statm.read().split()[1]) * _PAGE
+    except OSError:
+        return 0

@@ -23,6 +23,7 @@ from taskd.engine.settler import Settler
 from taskd.engine.slots import Slots
 from taskd.errors import StoreUnavailable, UnsafeDatabase
 from taskd.model.state import Cause
+from taskd.obs.exporter import Exporter
 from taskd.obs.metrics import Metrics
 from taskd.process.family import Family
 from taskd.process.predecessor import FamilyLock
@@ -55,12 +56,16 @@ class DaemonSettings:
     sweep_s: float
     drain_s: float
     max_crashes: int
+    child_max_jobs: int | None = None
+    child_max_memory: int | None = None
     retention: Retention
     result_bytes: int
     error_bytes: int
     log_lines: int
     child_argv: Sequence[str]
     child_env: Mapping[str, str]
+    metrics: tuple[str, int] | None = None
+    """Host and port on which Prometheus finds this node's figures; None serves none."""
     family_lock: FamilyLock | None = None
     """Inherited by all children; None leaves the jobs of an earlier start to their lease."""
     predecessor: str = ""
@@ -119,6 +124,8 @@ class Daemon:
                 error_bytes=settings.error_bytes,
                 log_lines=settings.log_lines,
                 max_crashes=settings.max_crashes,
+                child_max_jobs=settings.child_max_jobs,
+                child_max_memory=settings.child_max_memory,
             ),
             self._family,
             self._slots,
@@ -152,12 +159,18 @@ class Daemon:
             lost=self._lost,
         )
 
+        self._exporter = None
+        if settings.metrics is not None:
+            self._exporter = Exporter(*settings.metrics, self._metrics.render)
+
     async def run(self) -> None:
         """Live until the first TERM or INT, then drain.
 
         Raises:
             UnsafeDatabase: the server's settings can lose accepted jobs and `allow_unsafe` is false.
         """
+        if self._exporter is not None:
+            await self._exporter.start()
         self._crew.start()
         if not await self._born():
             await self._crew.gone()
@@ -198,6 +211,8 @@ class Daemon:
                 task.cancel()
             await asyncio.gather(ready, draining, *tasks, return_exceptions=True)
             await self._family.kill()
+            if self._exporter is not None:
+                await self._exporter.stop()
             for link in (self._claim_link, self._settle_link, self._heart_link):
                 await link.close()
 

@@ -22,13 +22,15 @@ from taskd.model.job import new_id
 from taskd.obs.metrics import Metrics
 from taskd.store import jobs, leases, nodes, types
 from taskd.store.jobs import Retention
-from taskd.store.listen import Ears
+from taskd.store.listen import Ears, channel
 from taskd.store.pool import Connection, Link
 
 CHECK_S = 1.0
 """How often the floors of lanes are checked while jobs flow."""
 WAKE_S = 0.5
 """How long the last try to renew the lease may take at least."""
+PING_S = 10.0
+"""How often the node tries whether its own hints reach it."""
 PRUNE_BUDGET_S = 0.2
 """Time that one sweep spends on pruning at most."""
 NODE_AGE = timedelta(days=31)
@@ -91,6 +93,8 @@ class Heart:
         self._link.on_use = self._ears.disarm
         self._prune_after = _FIRST_ID
         self._ended = asyncio.Event()
+        self._ping = ""
+        """The last ping that was sent and not heard yet."""
 
     def end(self) -> None:
         """Make `run` and `guard` return once the statement that they are in has ended."""
@@ -168,10 +172,10 @@ class Heart:
     async def run(self) -> None:
         """Beat, check and sweep until `end`, and hear hints between."""
         now = boottime()
-        beat_at = check_at = sweep_at = now
+        beat_at = check_at = sweep_at = ping_at = now
         while not self._ended.is_set():
             now = boottime()
-            due_at = min(beat_at, check_at, sweep_at)
+            due_at = min(beat_at, check_at, sweep_at, ping_at)
             if due_at > now and not self._wake.is_set():
                 self._ears.arm()
                 timer = asyncio.get_running_loop().call_later(due_at - now, self._wake.set)
@@ -197,6 +201,9 @@ class Heart:
                 if now >= sweep_at:
                     sweep_at = now + self._settings.sweep_s
                     await self._sweep()
+                if now >= ping_at:
+                    ping_at = now + PING_S
+                    await self._try_hints()
                 if not self._link.connected:
                     await self._link.run(_nothing)
             except StoreUnavailable as error:
@@ -207,7 +214,27 @@ class Heart:
             except TaskdError as error:
                 log.error("chore failed", extra={"error": str(error)})
 
+    async def _try_hints(self) -> None:
+        """Send a ping through the channel; when the last one never came, listen on a new connection."""
+        if self._ping:
+            if self._metrics.get("taskd_listener_up"):
+                log.warning(
+                    "hints do not reach this node: it polls. database.listen_url must not be a pooler"
+                )
+            self._metrics.set("taskd_listener_up", to=0)
+            await self._link.close()
+        self._ping = f"ping:{self._node}:{boottime():.3f}"
+        await self._link.run(lambda conn: nodes.ping(conn, channel=channel(), text=self._ping))
+        vitals = await self._link.run(nodes.vitals)
+        self._metrics.set("taskd_notify_queue_usage", to=vitals.notify_usage)
+        self._metrics.set("taskd_oldest_snapshot_seconds", to=vitals.oldest_snapshot_s)
+
     def _hear(self, text: str) -> None:
+        if text.startswith("ping:"):
+            if text == self._ping:
+                self._ping = ""
+                self._metrics.set("taskd_listener_up", to=1)
+            return
         type_, _, priority = text.partition(" ")
         lane = (type_, int(priority)) if priority.lstrip("-").isdigit() else None
         self._claimer.hint(lane)

@@ -128,3 +128,27 @@ async def server_facts(conn: Connection) -> ServerFacts:
             facts = await cur.fetchone()
     assert facts is not None
     return facts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vitals:
+    """Of the server: the share of its NOTIFY queue in use, the age in seconds of the oldest snapshot."""
+
+    notify_usage: float
+    oldest_snapshot_s: float
+
+
+async def vitals(conn: Connection) -> Vitals:
+    """Return what an operator should be told of the server."""
+    with store_errors():
+        async with conn.cursor(row_factory=class_row(Vitals)) as cur:
+            await cur.execute(SQL["vitals"])
+            row = await cur.fetchone()
+    assert row is not None
+    return row
+
+
+async def ping(conn: Connection, *, channel: str, text: str) -> None:
+    """Notify the channel on which this very connection listens."""
+    with store_errors():
+        await conn.execute(SQL["ping"], {"channel": channel, "text": text})

@@ -58,6 +58,14 @@ async def test_f12_zombies(durable: Cluster, report: Report) -> None:
             if held_back and held:
                 await until(lambda seen=seen: case.proxy.holding > seen, 10, "a verdict is held back")  # type: ignore[misc]
             stopped = case.units["one"].signal_all(signal.SIGSTOP)
+            await until(
+                lambda: case.query(
+                    "select 1 from taskd.nodes where state = 'dead' "
+                    "and id = (select max(id) from taskd.nodes where name = 'one')"
+                ),
+                30,
+                "node one is given up",
+            )
             await case.quiet(40)
             finished = await case.ask("select * from taskd.outcomes order by id")
             lives = len(case.logged("goes on as a new incarnation", "one"))

@@ -269,30 +269,28 @@ async def test_the_view_has_the_members_of_the_http_answer(db: Connection) -> No
     cursor = await db.execute("select * from taskd.job_view")
     assert cursor.description is not None
 
-    assert {member.name for member in cursor.description} >= set(
-        [
-            "id",
-            "type",
-            "payload",
-            "status",
-            "attempts",
-            "max_attempts",
-            "created_at",
-            "scheduled_at",
-            "error_message",
-            "result",
-            "progress",
-            "priority",
-            "started_at",
-            "finished_at",
-            "unique_key",
-            "tags",
-            "meta",
-            "history",
-            "waiting_for",
-            "client",
-        ]
-    )
+    assert {member.name for member in cursor.description} >= {
+        "id",
+        "type",
+        "payload",
+        "status",
+        "attempts",
+        "max_attempts",
+        "created_at",
+        "scheduled_at",
+        "error_message",
+        "result",
+        "progress",
+        "priority",
+        "started_at",
+        "finished_at",
+        "unique_key",
+        "tags",
+        "meta",
+        "history",
+        "waiting_for",
+        "client",
+    }
 
 
 async def test_the_view_and_get_agree(db: Connection) -> None:

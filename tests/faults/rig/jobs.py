@@ -77,14 +77,14 @@ def _die(how: str) -> None:
         time.sleep(60)
 
 
-@job("killer", timeout="10s", grace="1s")
+@job("killer", timeout="30s", grace="1s")
 async def killer(n: int, how: str, *, ctx: Context) -> None:
     """End the process that it shares with other jobs."""
     _Line(ctx).write("start")
     _die(how)
 
 
-@job("killer_sync", timeout="10s", grace="1s")
+@job("killer_sync", timeout="30s", grace="1s")
 def killer_sync(n: int, how: str, *, ctx: Context) -> None:
     """End the process that it has to itself."""
     _Line(ctx).write("start")

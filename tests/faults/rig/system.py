@@ -149,7 +149,7 @@ class System:
         starts = self.units[node].starts
 
         def lives() -> bool:
-            text = log.read_text(errors="replace")
+            text = log.read_text(errors="replace") if log.exists() else ""
             return text.count("node is ready") >= max(1, starts)
 
         return await until(lives, START_S, lambda: f"node {node} is ready: {self.words(node)}")
@@ -302,8 +302,8 @@ async def system(cluster: Cluster, *, through_proxy: bool = False, **settings: A
     print(f"seed {seed}")
     if cluster.pid is None:  # a case before this one has failed in the middle
         await cluster.start()
-    folder = Path(tempfile.mkdtemp(prefix="taskd-faults-"))
     database = await asyncio.to_thread(cluster.database)
+    folder = Path(tempfile.mkdtemp(prefix="taskd-faults-"))
     async with AsyncExitStack() as stack:
         between = None
         if through_proxy:
