@@ -216,6 +216,8 @@ STATEMENTS: Mapping[str, tuple[frozenset[str], Work]] = {
         lambda conn: nodes.register(conn, name="n", host="h", pid=1, version="0", lease=LEASE, info="{}"),
     ),
     "heartbeat": (WORKER, lambda conn: nodes.heartbeat(conn, node=1, state="live", info="{}")),
+    "vitals": (EVERYBODY, nodes.vitals),
+    "ping": (EVERYBODY, lambda conn: nodes.ping(conn, channel="none", text="ping")),
     "known_node": (ALL_READERS, lambda conn: nodes.known(conn, node=1, name="n", host="h", pid=1)),
     "node_ended": (WORKER, raw("node_ended", node=1)),
     "forget_nodes": (WORKER, lambda conn: nodes.forget(conn, age=timedelta())),
