@@ -100,11 +100,13 @@ create table taskd.unique_keys (
 );
 
 -- Each pair of type and priority that ever had a job: a claim looks into lanes, one index range each.
+-- Not unique: who stores the first job of a lane would else wait for another who does so in a transaction
+-- that is open for an hour. A lane that stands here twice is one lane.
 create table taskd.lanes (
     type text collate "C" not null,
-    priority smallint not null,
-    primary key (type, priority)
+    priority smallint not null
 );
+create index lanes_lane on taskd.lanes (type, priority);
 
 -- Nodes: one row a start of a worker daemon (an incarnation).
 create table taskd.nodes (
@@ -131,7 +133,14 @@ create table taskd.types (
     paused_at timestamptz,
     paused_until timestamptz,
     paused_reason text,
-    retired_at timestamptz
+    retired_at timestamptz,
+    -- What a submit needs of `info`, so that no submit parses it. Defaults as in taskd/model/jobtype.py.
+    enabled boolean not null generated always as (coalesce((info->>'enabled')::boolean, true)) stored,
+    priority smallint not null generated always as (coalesce((info->>'priority')::smallint, 0)) stored,
+    max_attempts smallint not null
+        generated always as (coalesce((info->'retry'->>'max_attempts')::smallint, 3)) stored,
+    timeout double precision not null
+        generated always as (coalesce((info->>'timeout')::double precision, 300)) stored
 );
 create table taskd.node_types (
     node bigint not null references taskd.nodes on delete cascade,
@@ -251,8 +260,8 @@ begin
     ) then
         insert into taskd.lanes (type, priority)
         select distinct v.type, v.priority from unnest(p_types, p_priorities) as v (type, priority)
-        order by 1, 2
-        on conflict do nothing;
+        where not exists (
+            select from taskd.lanes as l where l.type = v.type and l.priority = v.priority);
     end if;
 end
 $$;
@@ -430,7 +439,7 @@ begin
         perform taskd.count_starts(p_node, last_type, wanted - rest);
     end if;
     if p_served is not null then
-        return query select 'new', null::text, l.type, null::text, l.priority, null::smallint,
+        return query select distinct 'new', null::text, l.type, null::text, l.priority, null::smallint,
             null::smallint, null::smallint, null::integer, null::boolean, null::boolean, null::text,
             null::timestamptz
         from taskd.lanes as l

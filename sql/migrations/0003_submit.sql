@@ -9,7 +9,7 @@
 -- Ids are version 7 UUIDs: they sort by the millisecond they were made in (RFC 9562, section 5.7).
 -- The part of an id that tells its time; the rest of it is from the 16th character of a random UUID.
 create function taskd.id_head(p_at timestamptz) returns text
-language sql immutable
+language sql stable  -- as extract() is: declared immutable it would be called and not inlined
 as $$
     select overlay(lpad(to_hex((extract(epoch from p_at) * 1000)::bigint), 12, '0') placing '-' from 9 for 0)
         || '-7';
@@ -72,8 +72,8 @@ declare
 begin
     if p_type is null or p_type !~ '^[a-z][a-z0-9_.-]{0,63}$' then
         perform taskd.refuse(p_where, 'type', 'must be a job type''s name');
-    elsif p_type like 'taskd.%' then
-        perform taskd.refuse(p_where, 'type', 'names that begin with taskd. are reserved');
+    elsif p_type like 'taskd' || '.%' then
+        perform taskd.refuse(p_where, 'type', 'names that begin with taskd' || '. are reserved');
     end if;
     select k.timeout into longest
     from taskd.types as k where k.type = p_type and k.retired_at is null and k.enabled;
@@ -178,7 +178,7 @@ begin
         offset 0  -- read once
     ) as c;
     -- What most jobs are needs no further look: a type that was found, a short payload, no options.
-    if not found or p_type like 'taskd.%' or jsonb_typeof(p_payload) is distinct from 'object'
+    if not found or p_type like 'taskd' || '.%' or jsonb_typeof(p_payload) is distinct from 'object'
         or octet_length(doc::text) > 300
         or jsonb_path_exists(p_payload, 'strict $.**{64} ? (@.type() == "object" || @.type() == "array")')
         or prio not between -100 and 100 or attempts not between 1 and 100
@@ -380,16 +380,20 @@ declare
     -- One random number for all, counted up: ids in the order of the array, which the jobs then run in.
     seed constant text := gen_random_uuid()::text;
     base constant bigint := ('x' || right(seed, 12))::bit(48)::bigint & 140737488355327;
+    amount integer;
     head text;
     t timestamptz;
+    plain integer[];
     odd integer[];
-    held uuid[];
-    new_lanes text[];
-    one integer;
+    lanes text[];
+    stored uuid[] := '{}';
+    n integer;
 begin
     if jsonb_typeof(jobs) is distinct from 'array' then
         perform taskd.refuse('', 'jobs', 'must be an array');
-    elsif jsonb_array_length(jobs) not between 1 and 10000 then
+    end if;
+    amount := jsonb_array_length(jobs);
+    if amount not between 1 and 10000 then
         perform taskd.refuse('', 'jobs', 'must hold 1 to 10000 jobs');
     end if;
     t := taskd.moment();
@@ -406,7 +410,7 @@ begin
             from jsonb_array_elements(jobs) with ordinality as j (job, n)
             offset 0
         ) as e
-        join taskd.types as k on k.type = e.type and k.retired_at is null and k.enabled and k.type not like 'taskd.%'
+        join taskd.types as k on k.type = e.type and k.retired_at is null and k.enabled and k.type not like 'taskd' || '.%'
         where jsonb_typeof(e.payload) = 'object'
             and e.job - '{type,payload,priority}'::text[] = '{}'
             -- In the order of jsonb nothing but a number lies between two numbers.
@@ -419,8 +423,41 @@ begin
     ), waiting as (
         insert into taskd.queue (id, run_at, priority, max_attempts, type)
         select v.id, t, v.priority, v.max_attempts, v.type from v
+    ), seen as materialized (
+        select distinct v.type, v.priority from v
+    ), made as (
+        insert into taskd.lanes as l (type, priority)
+        select s.type, s.priority from seen as s
+        where not exists (select from taskd.lanes as o where o.type = s.type and o.priority = s.priority)
+        order by 1, 2
+        on conflict do nothing
     )
-    select 1 into one;
-    return query select (head || lpad(to_hex(base + n), 12, '0'))::uuid, false from generate_series(1, 1) as n;
+    select (select array_agg(v.n) from v), (select array_agg(s.type || ' ' || s.priority) from seen as s)
+    into plain, lanes;
+    if wake then
+        perform pg_notify(rtrim('taskd.', '.'), l.lane) from unnest(lanes) as l (lane);
+    end if;
+
+    -- All others one by one: first whether each can be stored, so that the first bad one is named. Then by
+    -- key, so that two calls with the same keys can't block each other crosswise.
+    if coalesce(cardinality(plain), 0) < amount then
+        odd := array(select g from generate_series(1, amount) as g except select unnest(plain) order by 1);
+        foreach n in array odd loop
+            perform taskd.store_entry(format('jobs[%s].', n - 1), null, jobs->(n - 1), client, false);
+        end loop;
+        for n in
+            select o.n from unnest(odd) as o (n) order by jobs->(o.n - 1)->>'unique_key' nulls first, o.n
+        loop
+            stored[n] := taskd.store_entry(format('jobs[%s].', n - 1),
+                (head || lpad(to_hex(base + n), 12, '0'))::uuid, jobs->(n - 1), client, wake);
+        end loop;
+    end if;
+    return query
+        select coalesce(stored[m.n], m.id), coalesce(stored[m.n] <> m.id, false)
+        from (
+            select g as n, (head || lpad(to_hex(base + g), 12, '0'))::uuid as id
+            from generate_series(1, amount) as g
+        ) as m
+        order by m.n;
 end
 $$;

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
+import os
 import re
 import zoneinfo
 from collections.abc import Iterable
@@ -36,8 +37,11 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     if len(name) > _LONGEST_NAME:
         return ""
     names = {one.lower(): one for one in known}
-    near = difflib.get_close_matches(name.lower().replace("-", "_"), names, n=1, cutoff=0.6)
-    return f"; did you mean {names[near[0]]}?" if near else ""
+    asked = name.lower().replace("-", "_")
+    near = difflib.get_close_matches(asked, names, n=3, cutoff=0.6)
+    # Of the near ones, that which begins alike: people misspell ends more than beginnings.
+    best = max(near, key=lambda one: len(os.path.commonprefix([asked, one])) / len(one), default=None)
+    return "" if best is None else f"; did you mean {names[best]}?"
 
 
 def schema_name(text: str) -> str | None:

@@ -35,9 +35,15 @@ _PLACEHOLDER_WORDS = re.compile(
     r"changeme|changethis|change|replaceme|replacethis|replace|placeholder|secret|password|passwd|admin|"
     r"token|default|example|sample|dummy|insert|please|required|todo|fixme|taskd|enter|your|super|"
     r"apikey|api|key|test|none|null|here|goes|value|string|random|long|very|strong|with|this|some|"
-    r"set|put|my|me|at|least|characters|chars|x{3,}"
+    r"set|put|my|me|at|least|characters|chars|x{3,}|"
+    r"must|should|not|use|used|only|new|own|bearer|auth|authorization|production|prod|development|dev|"
+    r"local|localhost|staging|server|service|user|root|master|private|public|generated?|letters|"
+    r"foo|bar|baz|qwerty(?:uiop)?|letmein|welcome|insecure|unsafe|demo|temporary|temp|tmp|fake|"
+    r"abcdefghijklmnopqrstuvwxyz|something|anything|thing|and|or|of|for|to|from|is|in|it|the|min|more|than"
 )
-
+_ARTICLE = re.compile(r"(?<=[-_ .])an?(?=[-_ .])", re.IGNORECASE)
+_FEWEST = 6
+"""Different characters of a token; what is drawn at random has a dozen and more."""
 
 @dataclass(frozen=True, slots=True)
 class Secret:
@@ -129,16 +135,21 @@ def token_problem(token: str) -> str | None:
         return f"must not contain white space{fix}"
     if not token.isprintable():
         return f"must be printable ASCII: it has control characters{fix}"
-    if len(set(token)) == 1:
-        return f"is one repeated character{fix}"
-    bare = re.sub(r"[^a-z]", "", token.lower())
+    short = len(token) < MIN_TOKEN
+    also = f", and it must have at least {MIN_TOKEN} characters" if short else ""
+    if len(set(token)) == 1 and len(token) > 1:
+        return f"is one repeated character{also}{fix}"
+    # An `a` is a word where it stands alone; within hexadecimal digits it is none.
+    bare = re.sub(r"[^a-z]", "", _ARTICLE.sub("", token).lower())
     if bare in _EXAMPLES or (bare and not _PLACEHOLDER_WORDS.sub("", bare)):
-        return f"is a known example or placeholder and protects nothing{fix}"
+        return f"is a known example or placeholder and protects nothing{also}{fix}"
     longest = min(len(token) // 2, _LONGEST_PATTERN)
     if any(token[n:] == token[:-n] for n in range(2, longest + 1)):
-        return f"repeats one short pattern{fix}"
-    if len(token) < MIN_TOKEN:
+        return f"repeats one short pattern{also}{fix}"
+    if short:
         return f"must have at least {MIN_TOKEN} characters, this one has {len(token)} (too short){fix}"
+    if len(set(token)) < _FEWEST:
+        return f"is made of {len(set(token))} repeated characters{fix}"
     return None
 
 

@@ -24,9 +24,9 @@ def durable() -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="session")
-def report(request: pytest.FixtureRequest) -> Iterator[Report]:
+def report(request: pytest.FixtureRequest, durable: Cluster) -> Iterator[Report]:
     """What the cases of the fault plan measured; written down at the end if a file is asked for."""
-    made = Report()
+    made = Report(postgres=str(durable.query("postgres", "show server_version")[0][0]))
     yield made
     if file := request.config.getoption("--faults-report", default=None):
         Path(str(file)).write_text(made.text())

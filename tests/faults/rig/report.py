@@ -53,8 +53,9 @@ class Line:
 class Report:
     """The lines of a session. Owned by the fixture `report`."""
 
+    postgres: str
+    """The version of the server."""
     lines: list[Line] = field(default_factory=list)
-    postgres: str = ""
 
     def add(self, *, seed: int, counts: dict[str, int], **texts: str) -> None:
         """Take a passed run in; `texts` are the members of `Line` that are text."""
