@@ -85,7 +85,7 @@ def daemon_settings(
     Raises:
         ConfigError: no database URL is in force and `embedded` is None.
     """
-    from taskd.engine.crew import PoolSettings
+    from taskd.engine.children import PoolSettings
     from taskd.engine.daemon import DaemonSettings
     from taskd.store.jobs import Retention
 

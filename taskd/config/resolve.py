@@ -195,7 +195,11 @@ class Resolver:
             message = f"exactly one of {', '.join(given)} may be in force, not {which}: keep only one"
             self._to.add(self._line(section), section, message)
             for name in in_force[1:]:
-                self._refuse(section, name, f"is a second source beside {in_force[0]}: exactly one may be in force, keep only one")
+                self._refuse(
+                    section,
+                    name,
+                    f"is a second source beside {in_force[0]}: exactly one may be in force, keep only one",
+                )
             return None
         return in_force[0] if in_force and self._to.fine(f"{section}.{in_force[0]}") else None
 

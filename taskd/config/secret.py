@@ -41,9 +41,10 @@ _PLACEHOLDER_WORDS = re.compile(
     r"foo|bar|baz|qwerty(?:uiop)?|letmein|welcome|insecure|unsafe|demo|temporary|temp|tmp|fake|"
     r"abcdefghijklmnopqrstuvwxyz|something|anything|thing|and|or|of|for|to|from|is|in|it|the|min|more|than"
 )
-_ARTICLE = re.compile(r"(?<=[-_ .])an?(?=[-_ .])", re.IGNORECASE)
+_ARTICLE = re.compile(r"(?:^|(?<=[-_ .]))an?(?=[-_ .])", re.IGNORECASE)
 _FEWEST = 6
 """Different characters of a token; what is drawn at random has a dozen and more."""
+
 
 @dataclass(frozen=True, slots=True)
 class Secret:

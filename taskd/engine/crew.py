@@ -3,38 +3,25 @@
 Children are grouped by pool and isolation. Jobs of `async` types share the pool's fixed children; each
 job of a `process` type has a child to itself while it runs; a job that must run alone (its last process
 died and nobody could be blamed) goes to the pool's *lone* child, which runs one at a time.
-
-Every run gets exactly one verdict here: by what the child reports, or by what befell the child.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import random
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
-from typing import Literal, cast
-
-import msgspec
+from collections.abc import Callable, Iterable, Sequence
 
 from taskd import wire
-from taskd.engine.offspring import Parent
-from taskd.engine.settler import Settler
+from taskd.engine.children import Child, CrewSettings, Group, Kind, Run, resident
+from taskd.engine.judge import Judge
 from taskd.engine.slots import Slots
-from taskd.errors import Refused
 from taskd.model import verdict as decide
 from taskd.model.jobtype import TypeInfo
-from taskd.model.state import Cause, State
-from taskd.model.verdict import Case, Verdict
-from taskd.obs.metrics import Metrics
+from taskd.model.state import Cause
 from taskd.process.family import Exit, Family, Member, Spec
 from taskd.process.keeper import Keeper
-from taskd.store.leases import Claimed, Completion, Settlement
+from taskd.store.leases import Claimed
 
 log = logging.getLogger("taskd.engine.crew")
 
@@ -43,208 +30,20 @@ WATCH_S = 0.2
 IDLE_S = 60.0
 """A spare process child that had nothing to do for this long ends."""
 STOP_GRACE_S = 5.0
-_MUCH = 1 << 62
-_PAGE = os.sysconf("SC_PAGE_SIZE")
-LAST_WORDS_S = 1.0
-"""A child whose pipe has closed is dead or ends by itself within this."""
-FRAME_BYTES = 8 * 1024 * 1024
-"""Payload bytes in one frame to a child, about."""
 AGAIN_S = 1.0
 """Pause before a child is started again whose keeper took its last exit for a refusal to work."""
-
-Kind = Literal["async", "process", "lone"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PoolSettings:
-    """A pool: `processes` async children, `concurrency` jobs at once over all its children."""
-
-    processes: int
-    concurrency: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CrewSettings:
-    """What the crew needs to know; `plugins` by type name: which plugin a child of that type loads."""
-
-    node_name: str
-    infos: Mapping[str, TypeInfo]
-    pools: Mapping[str, PoolSettings]
-    plugins: Mapping[str, wire.Plugin]
-    argv: Sequence[str]
-    env: Mapping[str, str]
-    pass_fds: Sequence[int]
-    result_bytes: int
-    error_bytes: int
-    log_lines: int
-    max_crashes: int
-    child_max_jobs: int | None = None
-    """Jobs after which a child is replaced; None: never."""
-    child_max_memory: int | None = None
-    """Bytes in memory at which a child is replaced after its current jobs; None: never."""
-
-
-class Run:
-    """One job in a child's hands."""
-
-    __slots__ = ("asked", "deadline", "handle", "info", "job", "killed", "started_at")
-
-    def __init__(self, job: Claimed, info: TypeInfo, handle: int) -> None:
-        self.job = job
-        self.info = info
-        self.handle = handle
-        self.started_at = 0.0
-        """Monotonic seconds; 0 until the child says that the handler is called."""
-        self.deadline = 0.0
-        self.asked: Cause | None = None
-        """Why it was asked to stop."""
-        self.killed: Cause | None = None
-        """Why its process was killed, when that was on its account."""
-
-    @property
-    def timeout_s(self) -> float:
-        """How long it may take: the client's wish, never more than the type's."""
-        asked = self.job.timeout_ms
-        return self.info.timeout if asked is None else min(self.info.timeout, asked / 1000)
-
-    @property
-    def case(self) -> Case:
-        """The job as verdicts see it."""
-        job = self.job
-        return Case(
-            attempts=job.attempts, max_attempts=job.max_attempts, crashes=job.crashes, alone=job.alone
-        )
-
-
-class Child(asyncio.Protocol):
-    """One child process as the supervisor sees it; lives from its start to its end."""
-
-    def __init__(self, crew: Crew, group: Group, number: int) -> None:
-        self.crew = crew
-        self.group = group
-        self.number = number
-        self.member: Member | None = None
-        self.runs: dict[int, Run] = {}
-        self.started: dict[int, Run] = {}
-        self.ready = False
-        self.stopping = False
-        self.done = 0
-        """Jobs that it has answered."""
-        self.leaving = False
-        """It hands back what it gets, by its own decision: it is about to end."""
-        self.of_type: Counter[str] = Counter()
-        self.idle_since = time.monotonic()
-        self._reader = wire.Reader(wire.ToSupervisor)
-        self._transport: asyncio.Transport | None = None
-        self._outbox: list[msgspec.Struct] = []
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Send what gathered before the process was there."""
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
-        self.flush()
-
-    def data_received(self, data: bytes) -> None:
-        """Pass on the messages that are complete; a child that sends anything else is killed."""
-        try:
-            messages = self._reader.feed(data)
-        except wire.BrokenFrame as error:
-            log.error("child sent what is no message", extra={"child": self.number, "error": str(error)})
-            self.kill()
-            return
-        self.crew.heard(self, messages)
-
-    def connection_lost(self, error: Exception | None) -> None:
-        """Kill a child that lives on without its pipe: it can't say any more how its jobs end."""
-        asyncio.get_running_loop().call_later(LAST_WORDS_S, self.kill)
-
-    def send(self, message: msgspec.Struct) -> None:
-        """Queue a message; `flush` sends all that gathered in one frame."""
-        self._outbox.append(message)
-
-    def flush(self) -> None:
-        """Send what `send` queued, in frames far below what the other side takes for broken."""
-        if self._outbox and self._transport is not None and not self._transport.is_closing():
-            batch: list[msgspec.Struct] = []
-            size = 0
-            for message in self._outbox:
-                size += memoryview(message.payload).nbytes if type(message) is wire.Start else 0
-                batch.append(message)
-                if size > FRAME_BYTES:
-                    self._transport.write(wire.frame(batch))
-                    batch, size = [], 0
-            if batch:
-                self._transport.write(wire.frame(batch))
-            self._outbox = []
-
-    def add(self, run: Run) -> None:
-        """Have this child run it; `flush` sends it."""
-        job = run.job
-        self.runs[run.handle] = run
-        self.of_type[job.type] += 1
-        self.send(
-            wire.Start(
-                run.handle,
-                job.type,
-                job.id,
-                job.attempts + 1,
-                job.max_attempts,
-                run.timeout_s,
-                job.client,
-                msgspec.Raw(job.payload.encode()),
-            )
-        )
-
-    def remove(self, handle: int) -> Run | None:
-        """Take a run that has ended off this child."""
-        run = self.runs.pop(handle, None)
-        self.started.pop(handle, None)
-        if run is not None:
-            self.of_type[run.job.type] -= 1
-        return run
-
-    def last_words(self) -> None:
-        """Hear what the process said before it died: its death may be seen first."""
-        pipe = None if self.member is None else self.member.pipe
-        with suppress(OSError):
-            while pipe is not None and (data := pipe.recv(256 * 1024)):
-                self.data_received(data)
-
-    def kill(self) -> None:
-        """Kill the process with all that it started; its end is dealt with when it is seen."""
-        if self.member is not None:
-            self.member.kill()
-
-    def close(self) -> None:
-        """Drop the pipe; the process is dead."""
-        if self._transport is not None:
-            self._transport.abort()
-
-
-class Group:
-    """The children of one pool and kind."""
-
-    def __init__(self, pool: str, kind: Kind, settings: PoolSettings, types: list[str]) -> None:
-        self.pool = pool
-        self.kind: Kind = kind
-        self.types = types
-        self.most = settings.processes if kind == "async" else 1 if kind == "lone" else settings.concurrency
-        self.slots = -(-settings.concurrency // settings.processes) if kind == "async" else 1
-        self.children: dict[int, Child] = {}
-        self.keepers: dict[int, Keeper] = {}
-        self.tasks: dict[int, asyncio.Task[object]] = {}
+_MUCH = 1 << 62
 
 
 class Crew:
-    """All children of a node. `take` hands jobs in; verdicts go to the settler."""
+    """All children of a node. `take` hands jobs in; the judge gives each its verdict."""
 
     def __init__(
         self,
         settings: CrewSettings,
         family: Family,
         slots: Slots,
-        settler: Settler,
-        metrics: Metrics,
-        dice: random.Random,
+        judge: Judge,
         *,
         room: Callable[[], None],
     ) -> None:
@@ -252,9 +51,7 @@ class Crew:
         self._settings = settings
         self._family = family
         self._slots = slots
-        self._settler = settler
-        self._metrics = metrics
-        self._dice = dice
+        self._judge = judge
         self._room = room
         self._handle = 0
         self._number = 0
@@ -300,7 +97,7 @@ class Crew:
             started=lambda member: self._born(group, number, member),
             ended=lambda member, exit: self._ended(group, number, member, exit),
         )
-        child = Child(self, group, number)
+        child = Child(self.heard, group, number)
         group.children[number] = child
         group.keepers[number] = keeper
         group.tasks[number] = asyncio.get_running_loop().create_task(self._keep(group, number, keeper))
@@ -350,7 +147,7 @@ class Crew:
     def _born(self, group: Group, number: int, member: Member) -> None:
         child = group.children.get(number)
         if child is None or child.member is not None:
-            child = Child(self, group, number)
+            child = Child(self.heard, group, number)
             group.children[number] = child
             self._set_up(child)
         child.member = member
@@ -368,9 +165,10 @@ class Crew:
         self._tried.add(number)
         # The keeper starts the next one; until it is there the group may have no child at all.
         self._open_or_close(group)
-        self._bury(child, exit)
+        self._judge.bury(child, exit)
+        self._room()
         if not child.stopping and not self._draining:
-            successor = Child(self, group, number)
+            successor = Child(self.heard, group, number)
             group.children[number] = successor
             self._set_up(successor)
         else:
@@ -393,14 +191,14 @@ class Crew:
             info = self._settings.infos[job.type]
             self._slots.take(job.type)
             if job.expired:
-                self._close(Run(job, info, 0), decide.expired())
+                self._judge.close(Run(job, info, 0), decide.expired())
                 continue
             self._handle += 1
             run = Run(job, info, self._handle)
             shut = self._draining or self._held_off
             child = None if shut else self._choose(info, alone=job.alone)
             if child is None:
-                self._close(run, decide.put_back(run.case))
+                self._judge.close(run, decide.put_back(run.case))
                 continue
             child.add(run)
             touched.add(child)
@@ -447,7 +245,7 @@ class Crew:
                 if message.outcome == "dropped" and run.asked is None and not child.leaving:
                     child.leaving = True
                     self._open_or_close(child.group)
-                self._finish(run, message, now)
+                self._judge.finish(run, message, now)
             elif type(message) is wire.Started:
                 run = child.runs.get(message.run)
                 if run is not None:
@@ -479,145 +277,7 @@ class Crew:
                 extra = {"job_id": run.job.id, "type": run.job.type, "line": message.text}
                 log.debug("job wrote", extra=extra)
 
-    def _finish(self, run: Run, message: wire.Finished, now: float) -> None:
-        job = run.job
-        ran_ms = int((now - run.started_at) * 1000) if run.started_at else None
-        if message.outcome == "completed":
-            self._slots.release(job.type, ran_ms or 0)
-            completion = Completion(job.id, job.claim, bytes(message.result).decode(), ran_ms or 0)
-            if message.submits:
-                bodies = [bytes(body) for body in message.submits]
-                self._settler.complete_with_jobs(job.type, Parent(completion, job, bodies))
-            else:
-                self._settler.complete(job.type, completion)
-            return
-        outcome = message.outcome
-        if run.asked is Cause.TIMEOUT and outcome in ("cancelled", "error"):
-            outcome = "timeout"
-        if run.asked is Cause.INTERRUPTED and outcome in ("cancelled", "interrupted"):
-            self._close(
-                run, decide.interrupted(run.case, run.info, error="stopped at drain"), message, ran_ms
-            )
-            return
-        if run.asked is Cause.LEASE_EXPIRED and outcome != "dropped":
-            verdict = decide.died(
-                Cause.LEASE_EXPIRED,
-                run.case,
-                run.info,
-                error="this node lost its lease",
-                max_crashes=self._settings.max_crashes,
-            )
-            self._close(run, verdict, message, ran_ms)
-            return
-        if outcome == "interrupted":
-            outcome = "dropped"
-        error = message.error
-        if outcome == "timeout" and not error:
-            error = f"did not end within its timeout of {run.timeout_s:g} s"
-        verdict = decide.reported(
-            outcome, run.case, run.info, self._dice, error=error, delay_s=message.delay_s
-        )
-        self._close(run, verdict, message, ran_ms)
-
-    def barren(self, type_: str, parent: Parent, error: Refused) -> None:
-        """Settle a run whose handler ended well but whose further jobs can't be stored: it failed."""
-        info = self._settings.infos[type_]
-        job = parent.job
-        case = Case(
-            attempts=job.attempts, max_attempts=job.max_attempts, crashes=job.crashes, alone=job.alone
-        )
-        text = f"a job that it submitted can't be stored: {error}"
-        verdict = decide.reported("error", case, info, self._dice, error=text, delay_s=None)
-        self._write_down(job, verdict, None, parent.completion.ran_ms)
-
-    def _close(
-        self,
-        run: Run,
-        verdict: Verdict,
-        message: wire.Finished | None = None,
-        ran_ms: int | None = None,
-        exit: Exit | None = None,
-    ) -> None:
-        self._slots.release(run.job.type, ran_ms)
-        self._write_down(run.job, verdict, exit or message, ran_ms)
-
-    def _write_down(
-        self, job: Claimed, verdict: Verdict, end: Exit | wire.Finished | None, ran_ms: int | None
-    ) -> None:
-        self._settler.settle(
-            job.type,
-            Settlement(
-                id=job.id,
-                claim=job.claim,
-                status=None if verdict.status is None else str(verdict.status),
-                delay_ms=round(verdict.delay_s * 1000),
-                counts=verdict.counts,
-                cause=None if verdict.cause is None else str(verdict.cause),
-                error=verdict.error,
-                result=None,
-                ran_ms=ran_ms,
-                exit_code=None if end is None else end.code if isinstance(end, Exit) else end.exit_code,
-                signal=None if end is None else end.signal,
-                cpu_s=None if end is None else end.cpu_s,
-                max_rss=None if end is None else end.max_rss,
-                crashes=verdict.crashes,
-                alone=verdict.alone,
-            ),
-        )
-        if verdict.status is State.FAILED:
-            extra = {"job_id": job.id, "type": job.type, "cause": str(verdict.cause), "error": verdict.error}
-            log.info("job failed", extra=extra)
-
     # -- what befalls children ---------------------------------------------------------------------------
-
-    def _bury(self, child: Child, exit: Exit) -> None:
-        """Give a verdict to all runs of a dead child."""
-        now = time.monotonic()
-        runs, child.runs = list(child.runs.values()), {}
-        started = [run for run in runs if run.started_at]
-        guilty = [run for run in started if run.killed is not None]
-        for run in runs:
-            ran_ms = int((now - run.started_at) * 1000) if run.started_at else None
-            self._close(run, self._fate(run, started, guilty, exit), None, ran_ms, exit)
-        if runs:
-            self._room()
-
-    def _fate(self, run: Run, started: list[Run], guilty: list[Run], exit: Exit) -> Verdict:
-        if not run.started_at:
-            return decide.put_back(run.case)
-        if run.killed is Cause.TIMEOUT:
-            error = f"did not end within its timeout of {run.timeout_s:g} s and {run.info.grace:g} s of grace"
-            return decide.reported("timeout", run.case, run.info, self._dice, error=error, delay_s=None)
-        if run.killed is Cause.LEASE_EXPIRED:
-            return decide.died(
-                Cause.LEASE_EXPIRED,
-                run.case,
-                run.info,
-                error="this node lost its lease",
-                max_crashes=self._settings.max_crashes,
-            )
-        if run.killed is Cause.INTERRUPTED:
-            return decide.interrupted(run.case, run.info, error="stopped at drain")
-        if run.killed is Cause.OOM:
-            return decide.died(
-                Cause.OOM,
-                run.case,
-                run.info,
-                error=f"its process took more memory than max_memory allows ({run.info.max_memory} bytes)",
-                max_crashes=self._settings.max_crashes,
-            )
-        if guilty:
-            return decide.interrupted(run.case, run.info, error="a neighbour in its process was killed")
-        if len(started) > 1:
-            error = f"its process died ({exit}) with {len(started)} jobs in it"
-            return decide.interrupted(run.case, run.info, error=error, alone=True)
-        return decide.died(
-            Cause.CRASHED,
-            run.case,
-            run.info,
-            error=f"its process died: {exit}",
-            max_crashes=self._settings.max_crashes,
-        )
 
     async def watch(self) -> None:
         """Ask runs that are over their time to stop, kill them after the grace, end spare children."""
@@ -696,7 +356,7 @@ class Crew:
             if child.member is None:  # and now there will be none: nobody else speaks for these jobs
                 for handle in list(child.runs):
                     if run := child.remove(handle):
-                        self._close(run, decide.put_back(run.case))
+                        self._judge.close(run, decide.put_back(run.case))
 
     def hold_off(self, on: bool) -> None:
         """While `on`, put back whatever is handed in: the claims of a lease that is lost."""
@@ -754,12 +414,3 @@ class Crew:
                 child.kill()
             if late:
                 await asyncio.wait(late, timeout=STOP_GRACE_S)
-
-
-def resident(pid: int) -> int:
-    """Return the bytes that a process has in memory; 0 when it is gone."""
-    try:
-        with open(f"/proc/{pid}/statm", "rb") as statm:
-            return int(statm.read().split()[1]) * _PAGE
-    except OSError:
-        return 0

@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from taskd import __version__
+from taskd.engine.children import CrewSettings, PoolSettings
 from taskd.engine.claimer import Claimer
-from taskd.engine.crew import Crew, CrewSettings, PoolSettings
+from taskd.engine.crew import Crew
 from taskd.engine.heart import Heart, HeartSettings, boottime
+from taskd.engine.judge import Judge
 from taskd.engine.lanes import Lanes
 from taskd.engine.offspring import Nursery
 from taskd.engine.settler import Settler
@@ -107,10 +109,11 @@ class Daemon:
             lambda: self._node,
             self._metrics,
             Nursery(infos, now=lambda: datetime.now(UTC), dice=os.urandom),
-            lambda type_, parent, error: self._crew.barren(type_, parent, error),
+            lambda type_, parent, error: self._judge.barren(type_, parent, error),
             bounded=[name for name, info in infos.items() if info.max_running is not None],
             freed=lambda: self._claimer.hint(),
         )
+        self._judge = Judge(infos, self._slots, self._settler, dice, max_crashes=settings.max_crashes)
         self._crew = Crew(
             CrewSettings(
                 node_name=settings.node_name,
@@ -123,15 +126,12 @@ class Daemon:
                 result_bytes=settings.result_bytes,
                 error_bytes=settings.error_bytes,
                 log_lines=settings.log_lines,
-                max_crashes=settings.max_crashes,
                 child_max_jobs=settings.child_max_jobs,
                 child_max_memory=settings.child_max_memory,
             ),
             self._family,
             self._slots,
-            self._settler,
-            self._metrics,
-            dice,
+            self._judge,
             room=lambda: self._claimer.room(),
         )
         self._claimer = Claimer(

@@ -87,7 +87,7 @@ class Slots:
         return len(self._types)
 
     def measured(self, round_trip_s: float, now_s: float, asked: Collection[str]) -> None:
-        """A claim of these types took `round_trip_s`; it was answered at `now_s` of a clock that only grows."""
+        """A claim of these types took `round_trip_s`; `now_s` is when it was answered, monotonic."""
         self._round_trip_s += _WEIGHT * (round_trip_s - self._round_trip_s)
         for name in asked:
             one = self._types[name]

@@ -6,7 +6,7 @@ import pytest
 
 from taskd.cli import settings
 from taskd.config.read import parse
-from taskd.engine.crew import PoolSettings
+from taskd.engine.children import PoolSettings
 from taskd.obs.redact import Redactor
 from taskd.registry import Registry
 
