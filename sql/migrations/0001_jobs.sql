@@ -189,12 +189,13 @@ $$;
 
 -- Stores checked jobs; one call is one transaction, all or nothing. Arrays run in parallel. `extras` holds
 -- what few jobs have, as JSON or null: unique_key, unfinished, hash (hex), tags, meta, trace, run_at.
--- Returns a row for each job with a unique key that somebody holds already; all others were stored.
+-- Returns a row for each job with a unique key that somebody holds already; all others were stored. One
+-- more row, without an id, tells in `at` the time that counts as now for all of them.
 create function taskd.insert_jobs(
     p_ids uuid[], p_clients uuid[], p_types text[], p_payloads text[], p_priorities smallint[],
     p_max_attempts smallint[], p_delays_ms bigint[], p_timeouts_ms integer[], p_expires_ms bigint[],
     p_extras json[]
-) returns table (id uuid, held_by uuid, same boolean)
+) returns table (id uuid, held_by uuid, same boolean, at timestamptz)
 language plpgsql
 set enable_hashjoin = off set enable_mergejoin = off
 as $$
@@ -210,7 +211,7 @@ begin
                 decode(p_extras[i.n]->>'hash', 'hex') as hash
             from generate_subscripts(p_ids, 1) as i (n)
             where p_extras[i.n]->>'unique_key' is not null
-            order by 2, 3
+            order by 2, 3, 1
         ), taken as (
             insert into taskd.unique_keys as k (client, key, job_id, body_hash)
             select a.client, a.key, p_ids[a.n], a.hash from asked as a
@@ -224,7 +225,7 @@ begin
             -- A new statement, hence a new snapshot: the holder that made us wait is visible now.
             return query
                 select p_ids[i.n], k.job_id,
-                    k.body_hash = decode(p_extras[i.n]->>'hash', 'hex')
+                    k.body_hash = decode(p_extras[i.n]->>'hash', 'hex'), null::timestamptz
                 from generate_subscripts(p_ids, 1) as i (n)
                 left join taskd.unique_keys as k
                     on k.client = p_clients[i.n] and k.key = p_extras[i.n]->>'unique_key'

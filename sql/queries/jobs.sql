@@ -1,7 +1,7 @@
 -- Jobs as clients and operators see them.
 
 -- name: insert_jobs
-select id::text, held_by::text, same from taskd.insert_jobs(
+select id::text, held_by::text, same, (extract(epoch from at) * 1000000)::bigint from taskd.insert_jobs(
     %(ids)s, %(clients)s, %(types)s, %(payloads)s, %(priorities)s, %(max_attempts)s, %(delays_ms)s,
     %(timeouts_ms)s, %(expires_ms)s, %(extras)s);
 

@@ -13,7 +13,7 @@ import msgspec
 from taskd.errors import BadRow, Refused, SchemaMismatch, StoreUnavailable
 from taskd.model.job import Job, Run
 from taskd.service.health import Ready
-from taskd.service.jobs import Submitted
+from taskd.service.jobs import Bulk, Submitted
 from taskd.store.audit import Entry
 from taskd.store.keys import StoredKey
 
@@ -128,6 +128,19 @@ def submitted(receipt: Submitted) -> dict[str, Any]:
         "scheduled_at": moment(receipt.run_at),
         "duplicate": receipt.duplicate,
         "warnings": list(receipt.warnings),
+    }
+
+
+def submitted_bulk(bulk: Bulk) -> dict[str, Any]:
+    """Return the members of the answer to a bulk."""
+    return {
+        "message": "Messages successfully received",
+        "accepted": len(bulk.ids),
+        "jobs": [
+            {"job_id": job_id, "duplicate": duplicate}
+            for job_id, duplicate in zip(bulk.ids, bulk.duplicates, strict=True)
+        ],
+        "warnings": list(bulk.warnings),
     }
 
 

@@ -32,6 +32,7 @@ from taskd.model.job import NewJob
 from taskd.service.audit import Audit
 from taskd.service.backlog import Backlog
 from taskd.service.batch import Reads
+from taskd.service.bulk import Bulks
 from taskd.service.health import Health
 from taskd.service.jobs import Jobs
 from taskd.service.keyring import KeyRing, listen
@@ -103,6 +104,7 @@ class Door:
         self.backlog = Backlog(side)
         self.types = KnownTypes(side, self.backlog)
         self.waiting = Waiting(reads)
+        self._throttle = Throttle(links.quick)
         hints = Hints(links.side)
 
         def stored(jobs: Sequence[NewJob]) -> None:
@@ -113,6 +115,7 @@ class Door:
             jobs=Jobs(
                 types=self.types,
                 submitter=Submitter(links.submits, stored=stored),
+                bulks=Bulks(links.submits, stored=stored),
                 reads=reads,
                 waiting=self.waiting,
                 now=now,
@@ -122,12 +125,13 @@ class Door:
             audit=Audit(side),
             openapi=openapi.encoded(ROUTES),
             health=Health(side, allow_unsafe=settings.allow_unsafe),
+            throttle=self._throttle,
+            backlog=self.backlog,
             max_wait_s=settings.max_wait_s,
             now=now,
         )
         addresses = Addresses(settings.trusted_proxies)
         self._guard = Guard(self.ring, strikes, addresses, settings.admin_digests, time.time)
-        self._throttle = Throttle(links.quick)
         self._bodies = Bodies(settings.max_body)
         self._router = app.router
         self._ears = links.ears
@@ -181,7 +185,7 @@ class Door:
             else:
                 await self._check_key(call, route)
             if route.body:
-                await self._read_body(call)
+                await self._read_body(call, route)
             return await route.run(call)
         finally:
             self.flight.leave()
@@ -194,8 +198,8 @@ class Door:
         if route.scope == "jobs:write" and key.max_pending is not None:
             await self.backlog.admit_client(key.client, key.max_pending, call.until)
 
-    async def _read_body(self, call: Call) -> None:
-        check_media_type(call.request)
+    async def _read_body(self, call: Call, route: Route) -> None:
+        call.ndjson = check_media_type(call.request, ndjson=route.ndjson)
         if call.request.door.arrived:
             call.body = await self._bodies.read(call.request)
             return

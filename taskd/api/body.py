@@ -12,23 +12,27 @@ from taskd.model import payload
 HELD = 64 << 20
 """Bytes of unfinished bodies in one process; beyond it further ones are refused."""
 
-_JSON = re.compile(
-    r"application/json[ \t]*(?:;[ \t]*charset[ \t]*=[ \t]*(?:utf-8|\"utf-8\")[ \t]*)?;?[ \t]*", re.IGNORECASE
+_KIND = re.compile(
+    r"application/(json|x-ndjson)[ \t]*(?:;[ \t]*charset[ \t]*=[ \t]*(?:utf-8|\"utf-8\")[ \t]*)?;?[ \t]*",
+    re.IGNORECASE,
 )
 
 
-def check_media_type(request: DoorRequest) -> None:
-    """Return when the body is said to be JSON.
+def check_media_type(request: DoorRequest, *, ndjson: bool = False) -> bool:
+    """Return whether the body is said to be NDJSON, which it may be if `ndjson`; else it is JSON.
 
     Raises:
         Refused: `unsupported_media_type`.
     """
     kinds = request.headers.getall("content-type", [])
     codings = request.headers.getall("content-encoding", [])
-    if len(kinds) != 1 or not _JSON.fullmatch(kinds[0]):
-        raise Refused("unsupported_media_type", "the Content-Type must be application/json, in UTF-8")
+    kind = _KIND.fullmatch(kinds[0]) if len(kinds) == 1 else None
+    if kind is None or (len(kind[1]) > 4 and not ndjson):
+        wanted = "application/json or application/x-ndjson" if ndjson else "application/json"
+        raise Refused("unsupported_media_type", f"the Content-Type must be {wanted}, in UTF-8")
     if codings and [coding.lower() for coding in codings] != ["identity"]:
         raise Refused("unsupported_media_type", "a Content-Encoding is not understood")
+    return len(kind[1]) > 4
 
 
 class Bodies:

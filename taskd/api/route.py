@@ -11,8 +11,10 @@ from urllib.parse import parse_qsl, unquote
 
 from taskd.api.answers import Answer
 from taskd.api.http1 import DoorRequest
+from taskd.api.throttle import Throttle
 from taskd.errors import Refused
 from taskd.service.audit import Audit
+from taskd.service.backlog import Backlog
 from taskd.service.health import Health
 from taskd.service.jobs import Jobs
 from taskd.service.keyring import Key
@@ -62,6 +64,8 @@ class Services:
     keys: Keys
     audit: Audit
     health: Health
+    throttle: Throttle
+    backlog: Backlog
     openapi: bytes
     """The document of `/openapi.json`."""
     max_wait_s: float
@@ -80,6 +84,8 @@ class Call:
     flight: Flight
     key: Key | None = None
     body: bytes = b""
+    ndjson: bool = False
+    """Whether the body is NDJSON."""
 
     @property
     def until(self) -> float:
@@ -153,6 +159,8 @@ class Route:
     admin: bool = False
     body: bool = False
     """Whether it takes a JSON body."""
+    ndjson: bool = False
+    """Whether that may be NDJSON too."""
 
     @property
     def shown_path(self) -> str:

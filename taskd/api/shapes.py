@@ -206,6 +206,26 @@ SCHEMAS: Mapping[str, Schema] = {
         },
         optional=("attempts", "error_message", "result", "started_at", "finished_at"),
     ),
+    "SubmitBulk": _body(
+        {
+            "jobs": _told(
+                {"type": "array", "items": _ref("SubmitJob"), "minItems": 1, "maxItems": submit.MOST_JOBS},
+                "As NDJSON: these objects, one a line.",
+            )
+        },
+        ("jobs",),
+    ),
+    "SubmittedBulk": _closed(
+        {
+            "message": _TEXT,
+            "accepted": {"type": "integer"},
+            "jobs": {
+                "type": "array",
+                "items": _closed({"job_id": _UUID, "duplicate": {"type": "boolean"}}),
+            },
+            "warnings": {"type": "array", "items": _TEXT},
+        }
+    ),
     "Run": _closed(
         {
             "attempt": {"type": "integer"},
@@ -344,6 +364,13 @@ SHAPES: Mapping[str, Shape] = {
         parameters=(_WAIT, _IDEMPOTENCY),
         codes=_OF_SUBMIT,
         location=True,
+    ),
+    "POST /jobs/bulk": Shape(
+        group="Jobs",
+        answer="SubmittedBulk",
+        body="SubmitBulk",
+        body_kinds=("application/json", "application/x-ndjson"),
+        codes=_OF_SUBMIT,
     ),
     "GET /jobs": Shape(
         group="Jobs",

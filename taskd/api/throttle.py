@@ -70,8 +70,12 @@ class Throttle:
         self._hands: OrderedDict[UUID, _Hand] = OrderedDict()
         self._batches: Batches[Want, Taken] = Batches([link], self._take)
 
-    async def take(self, key: Key, request: DoorRequest, until: float, tokens: int = 1) -> None:
+    async def take(
+        self, key: Key, request: DoorRequest, until: float, tokens: int = 1, *, had: int = 0
+    ) -> None:
         """Return when the request has its tokens; its answer then tells the state of the limit.
+
+        `had` tokens it has taken before, and will need again if it comes again: so long is the wait.
 
         Raises:
             Refused: `rate_limited`.
@@ -93,8 +97,8 @@ class Throttle:
         taken = await self._batches.ask(Want(key.id, shared(key.limit), tokens, tokens), until)
         reset_s = taken.reset_us / 1e6
         if not taken.granted:
-            wait_s = (taken.wait_us or 0) / 1e6
-            if tokens == 1 and len(self._shut) < MOST_SHUT:
+            wait_s = (taken.wait_us or 0) / 1e6 + had * 1e6 / key.limit.micro_rate
+            if tokens == 1 and not had and len(self._shut) < MOST_SHUT:
                 self._shut[key.id] = (loop.time() + wait_s, loop.time() + reset_s, key.limit)
             raise _refusal(key, request, wait_s, reset_s)
         if hand is not None and not hand.filling:
@@ -175,6 +179,7 @@ def _refusal(key: Key, request: DoorRequest, wait_s: float, reset_s: float) -> R
 
 
 def _tell(key: Key, request: DoorRequest, remaining: int, reset_s: float) -> None:
+    request.extra[:] = [header for header in request.extra if not header[0].startswith("RateLimit-")]
     request.extra += [
         ("RateLimit-Limit", str(key.limit.burst)),
         ("RateLimit-Remaining", str(remaining)),

@@ -40,7 +40,7 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     asked = name.lower().replace("-", "_")
     near = difflib.get_close_matches(asked, names, n=3, cutoff=0.6)
     # Of the near ones, that which begins alike: people misspell ends more than beginnings.
-    best = max(near, key=lambda one: len(os.path.commonprefix([asked, one])) / len(one), default=None)
+    best = max(near, key=lambda one: len(os.path.commonprefix([asked, one])) / len(one), default=None)  # noqa: RUF071
     return "" if best is None else f"; did you mean {names[best]}?"
 
 

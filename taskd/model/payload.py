@@ -53,6 +53,7 @@ class _Bulk(msgspec.Struct, gc=False):
     jobs: list[_Member]
 
 
+_line_decoder = msgspec.json.Decoder(msgspec.Raw)
 _member_decoder = msgspec.json.Decoder(_Member)
 _bulk_decoder = msgspec.json.Decoder(_Bulk)
 
@@ -80,6 +81,30 @@ def parse(
     exact = _exact(body, max_depth, max_keys, object_only=True)
     assert isinstance(exact, dict)  # object_only says so
     return exact
+
+
+def bulk_of_lines(body: bytes) -> bytes:
+    """Return the body `{"jobs": [..]}` that says the same as `body`, lines of one JSON value each (NDJSON).
+
+    Empty lines don't count. What is wrong inside a line is left to `parse`.
+
+    Raises:
+        Refused: `invalid_json`, a line is no JSON value of its own, or there is none.
+    """
+    lines = [line for line in body.split(b"\n") if not line.isspace() and line]
+    if not lines:
+        raise Refused("invalid_json", "the body is empty")
+    for place, line in enumerate(lines):
+        # Each by itself: two halves of an object would make a whole one when they are joined.
+        try:
+            _line_decoder.decode(line)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            try:
+                _exact(line, 3 + MAX_DEPTH, MAX_KEYS, object_only=False)
+            except Refused as refused:
+                if refused.error == "invalid_json":
+                    raise Refused.field("invalid_json", f"jobs[{place}]", str(refused)) from None
+    return b'{"jobs":[' + b",".join(lines) + b"]}"
 
 
 def payload_text(body: bytes, payload: Mapping[str, Any]) -> str:

@@ -24,6 +24,8 @@ YEAR_S = 365 * 86_400
 MAX_META = 4096
 """Bytes of `meta` as compact JSON."""
 MAX_TAGS = 10
+MOST_JOBS = 1000
+"""Jobs of one bulk."""
 UNIQUE_WHILE = ("retained", "unfinished")
 HEADER = "Idempotency-Key"
 
@@ -63,6 +65,15 @@ def read_submit(
         Refused: 400 with the code of the first problem; `fields` lists every problem. What is missing
             comes first, then wrong members, then unknown ones, then those that exclude each other.
     """
+    if header_key is None and body.keys() == _PLAIN:  # what most jobs of a bulk are
+        type_, given = body["type"], body["payload"]
+        if (
+            type(given) is dict
+            and type(type_) is str
+            and names.is_type(type_)
+            and not type_.startswith(names.RESERVED)
+        ):
+            return Submit(type=type_, payload=given)
     problems = _Problems(path)
     for member in ("type", "payload"):
         if member not in body:
@@ -97,6 +108,26 @@ def read_submit(
         meta=values.get("meta"),
         body_hash=None if unique_key is None else _body_hash(body, values),
     )
+
+
+def read_bulk(body: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the jobs of `body`, the parsed JSON object of a bulk: objects, not looked into yet.
+
+    Raises:
+        Refused: 400; there must be 1 to `MOST_JOBS`, and nothing beside them.
+    """
+    if "jobs" not in body:
+        raise Refused.field("missing_field", "jobs", "is required")
+    for member in body:
+        if member != "jobs":
+            raise Refused.field("unknown_field", member[:64], "is no member of a bulk")
+    jobs = body["jobs"]
+    if type(jobs) is not list or not 1 <= len(jobs) <= MOST_JOBS:
+        raise Refused.field("invalid_field", "jobs", f"must be an array of 1 to {MOST_JOBS} jobs")
+    for place, job in enumerate(jobs):
+        if type(job) is not dict:
+            raise Refused.field("invalid_field", f"jobs[{place}]", "must be an object")
+    return jobs
 
 
 def read_retry(body: Mapping[str, Any], *, now: datetime) -> tuple[Mapping[str, Any] | None, datetime | None]:
@@ -254,6 +285,8 @@ _MEMBERS: _Checks = {
     "notify": _notify,
 }
 """The members of a job, in the order in which their problems are told."""
+
+_PLAIN = frozenset({"type", "payload"})
 
 _RETRY_MEMBERS: _Checks = {"payload": _object, "run_at": _moment, "scheduled_at": _moment}
 

@@ -45,7 +45,7 @@ class Exporter:
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), _REQUEST_S)
-            method, path = (head.split(b" ", 2) + [b"", b""])[:2]
+            method, path, *_ = [*head.split(b" ", 2), b"", b""]
             if path.partition(b"?")[0] != b"/metrics":
                 status, body = "404 Not Found", "GET /metrics\n"
             elif method not in (b"GET", b"HEAD"):

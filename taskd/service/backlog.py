@@ -75,8 +75,8 @@ class Backlog:
         self._types: OrderedDict[str, _Count] = OrderedDict()
         self._clients: OrderedDict[UUID, _Count] = OrderedDict()
 
-    async def admit_type(self, type_: str, bound: int, until: float) -> None:
-        """Return when fewer than `bound` jobs of the type wait; counts one more from then on.
+    async def admit_type(self, type_: str, bound: int, until: float, *, jobs: int = 1) -> None:
+        """Return when there is room for `jobs` more below `bound`; counts them from then on.
 
         Raises:
             Refused: `backlog_full`.
@@ -85,11 +85,11 @@ class Backlog:
         count = self._types.get(type_)
         if count is None:
             count = _keep(self._types, type_, partial(_of_type, type_=type_))
-        if not await self._admit(count, bound, until):
-            raise _full(f"{bound} jobs of the type {type_} wait already")
+        if not await self._admit(count, bound, until, jobs):
+            raise _full(f"{bound} jobs of the type {type_} may wait, and there is no room for {jobs} more")
 
-    async def admit_client(self, client: UUID, bound: int, until: float) -> None:
-        """Return when fewer than `bound` jobs of the client wait; counts one more from then on.
+    async def admit_client(self, client: UUID, bound: int, until: float, *, jobs: int = 1) -> None:
+        """Return when there is room for `jobs` more below `bound`; counts them from then on.
 
         Raises:
             Refused: `backlog_full`.
@@ -98,8 +98,8 @@ class Backlog:
         count = self._clients.get(client)
         if count is None:
             count = _keep(self._clients, client, partial(_of_client, client=client))
-        if not await self._admit(count, bound, until):
-            raise _full(f"{bound} jobs of this client wait already: no more with this key")
+        if not await self._admit(count, bound, until, jobs):
+            raise _full(f"{bound} jobs of this client may wait, and there is no room for {jobs} more")
 
     def stored(self, jobs: Sequence[NewJob]) -> None:
         """Count what this process has stored just now."""
@@ -110,19 +110,19 @@ class Backlog:
             if clients and (count := clients.get(job.client)) is not None:
                 count.stored += 1
 
-    async def _admit(self, count: _Count, bound: int, until: float) -> bool:
+    async def _admit(self, count: _Count, bound: int, until: float, jobs: int) -> bool:
         now = asyncio.get_running_loop().time()
         if bound > count.bound:
             count.bound, count.at = bound, _NEVER
         room = bound - count.waiting
-        if count.at == _NEVER or (room <= 0 and now >= count.rest_until and bound > 0):
+        if count.at == _NEVER or (room < jobs and now >= count.rest_until and bound > 0):
             await self._renewed(count, until)
             room = bound - count.waiting
-        elif room > 0 and now - count.at >= min(max(room / FASTEST, SOONEST_S), LATEST_S):
+        elif room >= jobs and now - count.at >= min(max(room / FASTEST, SOONEST_S), LATEST_S):
             self._renew(count)
-        if room <= 0:
+        if room < jobs:
             return False
-        count.passed += 1
+        count.passed += jobs
         return True
 
     async def _renewed(self, count: _Count, until: float) -> None:

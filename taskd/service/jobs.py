@@ -1,18 +1,21 @@
-"""What one may do with jobs: submit one, show it, wait for it, list one's own."""
+"""What one may do with jobs: submit one or many, show one, wait for it, list one's own."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Callable, Collection
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from uuid import UUID
 
 from taskd.errors import FieldProblem, Refused
-from taskd.model.job import Job, NewJob, new_id
+from taskd.model.job import Job, NewJob, Receipt, new_id, new_ids
 from taskd.model.state import State
-from taskd.model.submit import Submit
+from taskd.model.submit import Submit, new_job
 from taskd.service.batch import Reads
+from taskd.service.bulk import Bulks
 from taskd.service.submitter import Submitter
 from taskd.service.types import KnownTypes, Offered
 from taskd.service.waiting import Waiting
@@ -22,6 +25,8 @@ log = logging.getLogger("taskd.service")
 
 NO_WORKER = "no_worker"
 """The warning of a job whose type no live node serves: it waits until one comes."""
+_STRETCH = 200
+"""Jobs of a bulk that are looked at in one go: about a millisecond."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +40,15 @@ class Submitted:
     warnings: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bulk:
+    """What the client of a bulk learns: for each job, in order, its id and whether it was there before."""
+
+    ids: Sequence[UUID]
+    duplicates: Sequence[bool]
+    warnings: tuple[str, ...] = ()
+
+
 class Jobs:
     """The jobs of clients. Holds what one API process shares between its requests."""
 
@@ -43,6 +57,7 @@ class Jobs:
         *,
         types: KnownTypes,
         submitter: Submitter,
+        bulks: Bulks,
         reads: Reads,
         waiting: Waiting,
         now: Callable[[], datetime],
@@ -52,6 +67,7 @@ class Jobs:
         self.types = types
         self.waiting = waiting
         self._submitter = submitter
+        self._bulks = bulks
         self._reads = reads
         self._now = now
         self._dice = dice
@@ -75,26 +91,61 @@ class Jobs:
                 `unsupported_value`, or `conflict` when another body holds the unique key.
             StoreUnavailable: no answer until then; the job may be stored.
         """
-        if only is not None and ask.type not in only:
-            raise Refused.field("forbidden", "type", "is not one of the types that this key may use")
+        _check_allowed(ask.type, only)
         offered = await self.types.get(ask.type, until)
         offered.check(ask.payload)
         now = self._now()
-        job = self._new(ask, payload, offered, client, now, trace)
+        job_id = new_id(_ms(now), self._dice(10))
+        job = new_job(ask, offered.info, payload, id=job_id, client=client, trace=trace)
         receipt = await self._submitter.put(job, until)
         warnings = () if offered.served else (NO_WORKER,)
         if receipt.conflict:
-            raise Refused(
-                "conflict",
-                f"unique_key: another job with this key was submitted with another body: {receipt.id}",
-                fields=[FieldProblem("unique_key", "is held by a job with another body")],
-                extra={"job_id": str(receipt.id)},
-            )
+            raise _conflict(receipt)
         if receipt.duplicate:
             return await self._first(receipt.id, client, now, until, warnings)
-        run_at = _due(ask, now)
-        status = State.SCHEDULED if run_at > now else State.PENDING
-        return Submitted(id=receipt.id, status=status, run_at=run_at, warnings=warnings)
+        assert receipt.run_at is not None  # it was stored
+        return Submitted(id=receipt.id, status=receipt.status, run_at=receipt.run_at, warnings=warnings)
+
+    async def submit_bulk(
+        self,
+        asks: Sequence[Submit],
+        payloads: Sequence[str],
+        *,
+        client: UUID,
+        only: Collection[str] | None,
+        until: float,
+    ) -> Bulk:
+        """Store the jobs that `asks` describe, all or none; `payloads` are the JSON texts of their payloads.
+
+        Raises:
+            Refused: as for `submit`; the first job that can't be stored is named, like `jobs[3].payload.to`.
+            StoreUnavailable: no answer until then; the jobs may be stored.
+        """
+        now = self._now()
+        ids = new_ids(_ms(now), self._dice(10), len(asks))
+        types: dict[str, Offered] = {}
+        jobs: list[NewJob] = []
+        for place, (ask, payload, job_id) in enumerate(zip(asks, payloads, ids, strict=True)):
+            if place % _STRETCH == _STRETCH - 1:
+                await asyncio.sleep(0)  # other requests have their turn
+            path = f"jobs[{place}]."
+            offered = types.get(ask.type)
+            if offered is None:
+                _check_allowed(ask.type, only, path)
+                offered = types[ask.type] = await self.types.find(ask.type, until, path)
+            offered.check(ask.payload, path)
+            jobs.append(new_job(ask, offered.info, payload, id=job_id, client=client, path=path))
+        for name, count in Counter(ask.type for ask in asks).items():
+            await self.types.admit(types[name], until, jobs=count)
+        receipts = await self._bulks.put(jobs, until)
+        for place, job in enumerate(jobs):
+            if (receipt := receipts.get(job.id)) is not None and receipt.conflict:
+                raise _conflict(receipt, f"jobs[{place}].")
+        return Bulk(
+            ids=[receipts[job_id].id if job_id in receipts else job_id for job_id in ids],
+            duplicates=[job_id in receipts for job_id in ids],
+            warnings=() if all(offered.served for offered in types.values()) else (NO_WORKER,),
+        )
 
     async def show(self, job_id: UUID, *, client: UUID, only: Collection[str] | None, until: float) -> Job:
         """Return a job of `client` with its history.
@@ -124,33 +175,6 @@ class Jobs:
         """Return the payload members of a type that lists mask."""
         return self.types.secrets(type_)
 
-    def _new(
-        self, ask: Submit, payload: str, offered: Offered, client: UUID, now: datetime, trace: str | None
-    ) -> NewJob:
-        info = offered.info
-        if ask.timeout_s is not None and ask.timeout_s > info.timeout:
-            raise Refused.field(
-                "invalid_field", "timeout", f"must be at most {info.timeout:g}, that of the type"
-            )
-        return NewJob(
-            id=new_id(int(now.timestamp() * 1000), self._dice(10)),
-            client=client,
-            type=ask.type,
-            payload=payload,
-            priority=info.priority if ask.priority is None else ask.priority,
-            run_at=ask.run_at,
-            delay_s=ask.delay_s,
-            max_attempts=info.retry.max_attempts if ask.max_attempts is None else ask.max_attempts,
-            timeout_s=ask.timeout_s,
-            expires_in_s=ask.expires_in_s,
-            unique_key=ask.unique_key,
-            unique_while=ask.unique_while,
-            body_hash=ask.body_hash,
-            tags=ask.tags,
-            meta=ask.meta,
-            trace=trace,
-        )
-
     async def _first(
         self, job_id: UUID, client: UUID, now: datetime, until: float, warnings: tuple[str, ...]
     ) -> Submitted:
@@ -161,7 +185,19 @@ class Jobs:
         return Submitted(id=job_id, status=job.status, run_at=job.run_at, duplicate=True, warnings=warnings)
 
 
-def _due(ask: Submit, now: datetime) -> datetime:
-    if ask.run_at is not None:
-        return max(ask.run_at, now)
-    return now + timedelta(milliseconds=round(ask.delay_s * 1000)) if ask.delay_s else now
+def _ms(now: datetime) -> int:
+    return int(now.timestamp() * 1000)
+
+
+def _check_allowed(type_: str, only: Collection[str] | None, path: str = "") -> None:
+    if only is not None and type_ not in only:
+        raise Refused.field("forbidden", f"{path}type", "is not one of the types that this key may use")
+
+
+def _conflict(receipt: Receipt, path: str = "") -> Refused:
+    return Refused(
+        "conflict",
+        f"{path}unique_key: another job with this key was submitted with another body: {receipt.id}",
+        fields=[FieldProblem(f"{path}unique_key", "is held by a job with another body")],
+        extra={"job_id": str(receipt.id)},
+    )

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from functools import partial
 from operator import attrgetter
 from uuid import UUID
 
 from taskd.errors import BadRow, OutcomeUnknown, Refused, SchemaMismatch, StoreUnavailable
 from taskd.model.job import NewJob, Receipt
+from taskd.model.state import State
 from taskd.service.batch import Batches, Ticket, pause, until_ready
 from taskd.store import jobs as rows
 from taskd.store.listen import channel
@@ -26,7 +28,7 @@ Stored = Callable[[Sequence[NewJob]], None]
 MOST = 500
 """Jobs in one statement: larger ones take no more a second, and their askers wait longer."""
 
-_EXISTS = "23505"
+EXISTS = "23505"
 """A unique index has the row already; of those that an insert meets, only that of the ids tells so."""
 
 _by_id = attrgetter("question.id")
@@ -89,23 +91,27 @@ class Submitter:
         except BadRow as error:
             if (
                 again
-                and error.sqlstate == _EXISTS
+                and error.sqlstate == EXISTS
                 and (rest := await self._found(link, batch, deadline_s)) != batch
             ):
                 return rest
             await self._bisect(link, batch, until, error)
             return []
+        own = [ticket for ticket in batch if _is_own(receipts, ticket.question.id)] if receipts else []
+        if own:  # a first try has stored them, and its answer was lost
+            await self._found(link, own, deadline_s)
+            batch = [ticket for ticket in batch if not _is_own(receipts, ticket.question.id)]
         return self._tell(batch, receipts)
 
-    def _tell(self, batch: list[JobTicket], receipts: dict[UUID, Receipt]) -> list[JobTicket]:
+    def _tell(self, batch: list[JobTicket], receipts: rows.Stored) -> list[JobTicket]:
         stored: list[NewJob] = []
         again: list[JobTicket] = []
         for ticket in batch:
             job = ticket.question
             receipt = receipts.get(job.id) if receipts else None
-            if receipt is None or (receipt.id == job.id and receipt.error is None):
-                stored.append(job)  # now, or by a first try whose answer was lost
-                ticket.tell(Receipt(id=job.id))
+            if receipt is None:
+                stored.append(job)
+                ticket.tell(_receipt(job, receipts.at))
             elif receipt.error is not None:
                 again.append(ticket)  # the holder of its unique key has ended just now: the key is free
             else:
@@ -121,7 +127,7 @@ class Submitter:
         found = [ticket.question for ticket in batch if ticket.question.id in there]
         for ticket in batch:
             if ticket.question.id in there:
-                ticket.tell(Receipt(id=ticket.question.id))
+                ticket.tell(_receipt(ticket.question, there[ticket.question.id]))
         if found:
             self._stored(found)
         return [ticket for ticket in batch if ticket.question.id not in there] if found else batch
@@ -134,6 +140,17 @@ class Submitter:
         middle = len(batch) // 2
         await self._store(link, batch[:middle])
         await self._store(link, batch[middle:])
+
+
+def _receipt(job: NewJob, at: datetime) -> Receipt:
+    """Return what a job became that was stored at `at`, by the database clock."""
+    run_at = rows.due(job, at)
+    return Receipt(id=job.id, status=State.SCHEDULED if run_at > at else State.PENDING, run_at=run_at)
+
+
+def _is_own(receipts: rows.Stored, job_id: UUID) -> bool:
+    receipt = receipts.get(job_id)
+    return receipt is not None and receipt.id == job_id and receipt.error is None
 
 
 class Hints:

@@ -1,7 +1,8 @@
 """The job types that clients may submit now, as this process knows them, and their payload schemas.
 
-Nodes publish types in the database. They are read once a second off the request path; a type that is
-unknown makes one read at once, so that a new type can be submitted as soon as it is published.
+Nodes publish types in the database. They are read once a second off the request path. A request for a
+type that is unknown waits for a read that began after it came, so that a type can be submitted as soon as
+it is published; all that wait share one read, and there are ten a second at most.
 """
 
 from __future__ import annotations
@@ -18,14 +19,18 @@ import jsonschema_rs
 from taskd.errors import FieldProblem, Refused, StoreUnavailable
 from taskd.model.jobtype import TypeInfo
 from taskd.service.backlog import Backlog
-from taskd.service.batch import Reads
+from taskd.service.batch import Reads, left_s
 from taskd.store import types as rows
 from taskd.store.types import KnownType
 
 log = logging.getLogger("taskd.service")
 
 EVERY_S = 1.0
-"""How often the types are read, and how far apart reads for unknown types are, in seconds."""
+"""How often the types are read, in seconds."""
+UNKNOWN_S = 0.1
+"""How far apart reads for unknown types are at least, in seconds."""
+PATIENCE_S = 5.0
+"""How long one read may take, in seconds."""
 MOST_PROBLEMS = 20
 """Problems of a payload that one answer lists."""
 
@@ -58,8 +63,8 @@ class Offered:
         """Whether a live node runs it."""
         return bool(self.known.live)
 
-    def check(self, payload: Mapping[str, Any]) -> None:
-        """Return when a schema in force accepts `payload`.
+    def check(self, payload: Mapping[str, Any], path: str = "") -> None:
+        """Return when a schema in force accepts `payload`; `path` stands before it in problems.
 
         Raises:
             Refused: `invalid_payload`, with every problem that the first schema finds, up to 20.
@@ -68,7 +73,7 @@ class Offered:
             if validator.is_valid(payload):
                 return
         if self.validators:
-            refuse_payload(self.validators[0].iter_errors(payload))
+            refuse_payload(self.validators[0].iter_errors(payload), f"{path}payload")
 
 
 class KnownTypes:
@@ -80,14 +85,15 @@ class KnownTypes:
         self._backlog = backlog
         self._types: dict[str, Offered] | None = None
         self._schemas: dict[str, Any] = {}
-        self._read_at = 0.0
-        self._reading: asyncio.Task[None] | None = None
+        self._read_at = float("-inf")
+        self._next: asyncio.Task[None] | None = None
+        """A read that has not begun yet: whoever asks now learns all that was published before."""
 
     async def run(self) -> None:
         """Read the types every second until cancelled; outages are waited for."""
         while True:
             try:
-                await self._read(asyncio.get_running_loop().time() + 5.0)
+                await self._read(asyncio.get_running_loop().time() + PATIENCE_S)
             except StoreUnavailable:
                 pass  # /ready says it; the types known last stay
             except Exception:  # an edge: one broken publication must not end the reading
@@ -99,43 +105,63 @@ class KnownTypes:
 
         Raises:
             Refused: `unknown_type`, `not_ready` when nothing was ever published, or `backlog_full`.
-            StoreUnavailable: the types were never read, and can't be until `until`.
+            StoreUnavailable: the types had to be read, and could not be until `until`.
         """
-        types: Mapping[str, Offered] | None = self._types
-        found = types.get(name) if types else None
-        if found is None and (not types or self._may_read()):
-            types = await self._renewed(until)
+        found = await self.find(name, until)
+        await self.admit(found, until)
+        return found
+
+    async def find(self, name: str, until: float, path: str = "") -> Offered:
+        """Return a type that may be submitted, however many wait; `path` stands before `type` in problems.
+
+        Raises:
+            Refused, StoreUnavailable: as `get`.
+        """
+        found = self._types.get(name) if self._types else None
+        if found is None or not found.submittable:
+            types = await self._fresh(until)
             found = types.get(name)
-        if found is not None and found.submittable:
-            if self._backlog is not None:
-                await self._backlog.admit_type(name, found.max_backlog, until)
-            return found
-        if not types:
-            raise Refused(
-                "not_ready",
-                "no job types were ever published: start a worker or run `taskd types publish`",
-                headers={"Retry-After": "1"},
-            )
-        raise Refused.field("unknown_type", "type", f"{json.dumps(name)} is no job type here")
+            if not types:
+                raise Refused(
+                    "not_ready",
+                    "no job types were ever published: start a worker or run `taskd types publish`",
+                    headers={"Retry-After": "1"},
+                )
+            if found is None or not found.submittable:
+                raise Refused.field("unknown_type", f"{path}type", f"{json.dumps(name)} is no job type here")
+        return found
+
+    async def admit(self, offered: Offered, until: float, *, jobs: int = 1) -> None:
+        """Return when `jobs` more jobs of the type may wait.
+
+        Raises:
+            Refused: `backlog_full`.
+            StoreUnavailable: they had to be counted, and there was no answer until `until`.
+        """
+        if self._backlog is not None:
+            await self._backlog.admit_type(offered.info.name, offered.max_backlog, until, jobs=jobs)
 
     def secrets(self, name: str) -> tuple[str, ...]:
         """Return the payload members of a type that are masked where people look; none if it is unknown."""
         found = self._types.get(name) if self._types else None
         return () if found is None else found.info.secrets
 
-    def _may_read(self) -> bool:
-        return asyncio.get_running_loop().time() - self._read_at >= EVERY_S
-
-    async def _renewed(self, until: float) -> Mapping[str, Offered]:
-        if self._reading is None or self._reading.done():
-            if self._types is not None and not self._may_read():
-                return self._types
-            self._reading = asyncio.get_running_loop().create_task(self._read(until))
-            self._reading.add_done_callback(_looked_at)
-        await asyncio.wait({self._reading}, timeout=max(0.0, until - asyncio.get_running_loop().time()))
-        if self._types is None:
+    async def _fresh(self, until: float) -> Mapping[str, Offered]:
+        """Return the types by a read that begins from now on."""
+        if self._next is None:
+            self._next = asyncio.get_running_loop().create_task(self._read_soon())
+            self._next.add_done_callback(_looked_at)
+        reading = self._next
+        await asyncio.wait({reading}, timeout=left_s(until))
+        if not reading.done() or reading.exception() is not None or self._types is None:
             raise StoreUnavailable("the job types could not be read")
         return self._types
+
+    async def _read_soon(self) -> None:
+        loop = asyncio.get_running_loop()
+        await asyncio.sleep(max(0.0, self._read_at + UNKNOWN_S - loop.time()))
+        self._next = None  # whoever asks from now on may want more than this read finds
+        await self._read(loop.time() + PATIENCE_S)
 
     async def _read(self, until: float) -> None:
         self._read_at = asyncio.get_running_loop().time()

@@ -14,6 +14,8 @@ Connection = AsyncConnection[Any]
 
 MOST_READ = 100_000
 """Of a client's newest jobs so many are looked at, or twice the bound if that is more."""
+MOST_COUNTED = 5_000_000
+"""Where every count ends, so that it never takes longer than a statement may: a higher bound is none."""
 
 
 async def of_type(conn: Connection, type_: str, *, bound: int) -> int:
@@ -22,7 +24,7 @@ async def of_type(conn: Connection, type_: str, *, bound: int) -> int:
     Raises:
         StoreUnavailable: no answer came.
     """
-    return await _count(conn, "count_of_type", {"type": type_, "enough": bound})
+    return await _count(conn, "count_of_type", {"type": type_, "enough": min(bound, MOST_COUNTED)})
 
 
 async def of_client(conn: Connection, client: UUID, *, bound: int) -> int:
@@ -33,7 +35,8 @@ async def of_client(conn: Connection, client: UUID, *, bound: int) -> int:
     Raises:
         StoreUnavailable: no answer came.
     """
-    args = {"client": client, "enough": bound, "most": max(MOST_READ, 2 * bound)}
+    enough = min(bound, MOST_COUNTED)
+    args = {"client": client, "enough": enough, "most": min(max(MOST_READ, 2 * bound), MOST_COUNTED)}
     return await _count(conn, "count_of_client", args)
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 import msgspec
+from psycopg import Rollback
 from psycopg.rows import dict_row
 
 from taskd.model.job import Job, NewJob, Receipt, Run
@@ -64,12 +65,35 @@ def _extra(job: NewJob) -> str | None:
     return msgspec.json.encode(extra).decode() if extra else None
 
 
-async def insert(conn: Connection, jobs: Sequence[NewJob]) -> dict[UUID, Receipt]:
-    """Store `jobs` in one transaction and return a receipt for each that a unique key decided.
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
-    A job without a receipt was stored under its own id. With one it was not: `id` is the job that
-    holds its `unique_key`, a duplicate or a conflict; an unset `held_by` (the holder vanished just
-    now) is left out too, as `error`, and may be sent again.
+
+def moment(unix_us: int) -> datetime:
+    """Return the moment that `unix_us` microseconds of Unix time are, exactly."""
+    return _EPOCH + timedelta(microseconds=unix_us)
+
+
+def due(job: NewJob, at: datetime) -> datetime:
+    """Return the `run_at` that a job gets when it is stored at `at`, by the database clock."""
+    if job.run_at is not None:
+        return max(job.run_at, at)
+    return at if job.delay_s is None else at + timedelta(milliseconds=round(job.delay_s * 1000))
+
+
+class Stored(dict[UUID, Receipt]):
+    """What came of an insert: a receipt, by its id, for each job that a unique key decided.
+
+    A job without a receipt was stored under its own id. With one it was not: `id` is the job that holds
+    its `unique_key`, a duplicate or a conflict; when the holder vanished just now the receipt has an
+    `error`, and the job may be sent again.
+    """
+
+    at: datetime = _EPOCH
+    """What counted as now for all of them, by the database clock."""
+
+
+async def insert(conn: Connection, jobs: Sequence[NewJob]) -> Stored:
+    """Store `jobs` in one transaction, but for those whose unique key another job holds.
 
     Raises:
         StoreUnavailable: no answer came; the jobs may be stored. Sent again with the same ids they are
@@ -77,9 +101,11 @@ async def insert(conn: Connection, jobs: Sequence[NewJob]) -> dict[UUID, Receipt
         BadRow: one of the rows was refused for its content, nothing was stored.
     """
     extras = [_extra(job) for job in jobs]
+    client = jobs[0].client
+    one = all(job.client is client for job in jobs)  # of a bulk: written once
     args = {
         "ids": plain(job.id for job in jobs),
-        "clients": plain(job.client for job in jobs),
+        "clients": plain([str(client)] * len(jobs) if one else (job.client for job in jobs)),
         "types": array(job.type for job in jobs),
         "payloads": array(job.payload for job in jobs),
         "priorities": plain(job.priority for job in jobs),
@@ -92,13 +118,31 @@ async def insert(conn: Connection, jobs: Sequence[NewJob]) -> dict[UUID, Receipt
     with store_errors():
         cursor = await conn.execute(SQL["insert_jobs"], args)
         rows = await cursor.fetchall()
-    receipts = {}
-    for own, held_by, same in rows:
-        if held_by is None:
-            receipts[UUID(own)] = Receipt(id=UUID(own), error="the holder of the unique key has just ended")
+    stored = Stored()
+    for own, held_by, same, at_us in rows:
+        if own is None:
+            stored.at = moment(at_us)
+        elif held_by is None:
+            stored[UUID(own)] = Receipt(id=UUID(own), error="the holder of the unique key has just ended")
         else:
-            receipts[UUID(own)] = Receipt(id=UUID(held_by), duplicate=bool(same), conflict=not same)
-    return receipts
+            stored[UUID(own)] = Receipt(id=UUID(held_by), duplicate=bool(same), conflict=not same)
+    return stored
+
+
+async def insert_all(conn: Connection, jobs: Sequence[NewJob]) -> Stored:
+    """Do what `insert` does, or nothing at all when a job is in conflict or must be sent again.
+
+    Raises:
+        StoreUnavailable, BadRow: as `insert`.
+    """
+    if not any(job.unique_key for job in jobs):
+        return await insert(conn, jobs)
+    with store_errors():
+        async with conn.transaction() as transaction:
+            stored = await insert(conn, jobs)
+            if any(receipt.conflict or receipt.error for receipt in stored.values()):
+                raise Rollback(transaction)
+    return stored
 
 
 async def notify(conn: Connection, channel: str, lanes: Iterable[tuple[str, int]]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import itertools
 import os
 import random
 import re
@@ -69,7 +70,7 @@ def frozen(pid: int) -> Iterator[None]:
 
 async def test_a_server_that_does_not_answer_is_given_up_at_the_deadline(link: Link) -> None:
     began = time.monotonic()
-    with frozen(await answered(link)), pytest.raises(StoreUnavailable, match="did not answer within 0.2 s"):
+    with frozen(await answered(link)), pytest.raises(StoreUnavailable, match="did not answer within"):
         await link.run(sends("select 1"), deadline_s=0.2)
 
     assert time.monotonic() - began < 2
@@ -273,7 +274,7 @@ def test_connects_of_a_process_are_at_most_two_a_second(
         now += step
 
     booked.sort()
-    assert all(later - earlier >= 0.5 - 1e-9 for earlier, later in zip(booked, booked[1:], strict=False))
+    assert all(later - earlier >= 0.5 - 1e-9 for earlier, later in itertools.pairwise(booked))
 
 
 def test_waits_grow_with_the_failures_up_to_five_seconds() -> None:

@@ -16,7 +16,7 @@ from taskd.errors import Refused, StoreUnavailable
 from taskd.model import names, payload
 from taskd.model.job import Job
 from taskd.model.state import State
-from taskd.model.submit import read_submit
+from taskd.model.submit import HEADER, read_bulk, read_submit
 from taskd.store.jobs import LAST_ID, Filter
 
 MOST_LISTED = 200
@@ -53,6 +53,29 @@ async def submit(call: Call) -> Answer:
             outcome = answers.job(await _finished(call, receipt.id, wait_s))
             members.update({name: outcome[name] for name in _OUTCOME})
     return answers.ok(members, headers=headers)
+
+
+async def submit_bulk(call: Call) -> Answer:
+    """Store 1 to 1000 jobs, all or none of them. Costs a token of the key's rate limit for each."""
+    if call.request.headers.getall("idempotency-key", []):
+        raise Refused.field("invalid_field", HEADER, "is for one job; here each job has its own unique_key")
+    text = payload.bulk_of_lines(call.body) if call.ndjson else call.body
+    bodies = read_bulk(read_object(text, above=3))
+    key = call.client_key
+    services = call.services
+    more = len(bodies) - 1  # the first one was paid for before the body was read
+    if more >= key.limit.burst:
+        problem = f"are {more + 1}, more than this key may send at once: its burst is {key.limit.burst}"
+        raise Refused.field("invalid_field", "jobs", problem)
+    if more:
+        await services.throttle.take(key, call.request, call.until, more, had=1)
+        if key.max_pending is not None:
+            await services.backlog.admit_client(key.client, key.max_pending, call.until, jobs=more)
+    now = services.now()
+    asks = [read_submit(one, now=now, path=f"jobs[{place}].") for place, one in enumerate(bodies)]
+    texts = payload.payload_texts(text, [ask.payload for ask in asks])
+    bulk = await services.jobs.submit_bulk(asks, texts, client=key.client, only=key.types, until=call.until)
+    return answers.ok(answers.submitted_bulk(bulk))
 
 
 async def show(call: Call) -> Answer:
@@ -168,6 +191,7 @@ _FILTERS: dict[str, Any] = {
 
 ROUTES = (
     Route(method="POST", path="/jobs", run=submit, scope="jobs:write", body=True),
+    Route(method="POST", path="/jobs/bulk", run=submit_bulk, scope="jobs:write", body=True, ndjson=True),
     Route(method="GET", path="/jobs", run=list_, scope="jobs:read"),
     Route(method="GET", path="/jobs/<id:str>", run=show, scope="jobs:read"),
 )
