@@ -87,6 +87,26 @@ docs-reference: $(STAMP)  ## make the pages of docs/ that the code knows: keys, 
 faults: $(STAMP)  ## the fault plan, an hour (TASKD_FAULT_SCALE=0.05: minutes), and docs/faults.md
 	@$(PYTHON) -m pytest -p no:randomly -m fault tests/faults --faults-report docs/faults.md $(ARGS)
 
+.PHONY: fuzz
+fuzz: $(STAMP)  ## the parsers with 100 000 random inputs each, and the API by its OpenAPI document
+	@TASKD_FUZZ_INPUTS=100000 $(PYTHON) -m pytest tests/security/test_fuzz.py tests/security/test_api_by_its_document.py $(ARGS)
+
+# Tools that look at taskd and are no part of it, in a place of their own.
+AUDIT := .venv/audit
+
+$(AUDIT)/.installed: $(STAMP) setup.cfg
+	@$(PYTHON) -m venv $(AUDIT)
+	@$(AUDIT)/bin/python -m pip -qq --no-input --disable-pip-version-check install bandit pip-audit pip-tools
+	@touch $@
+
+.PHONY: audit
+audit: $(AUDIT)/.installed  ## known weaknesses: bandit over the code, pip-audit over what is locked
+	@$(AUDIT)/bin/python contrib/audit.py
+
+.PHONY: lock
+lock: $(AUDIT)/.installed  ## write contrib/requirements.lock: every package by version and hash
+	@$(AUDIT)/bin/python contrib/lock.py
+
 .PHONY: bench
 bench: $(STAMP)  ## measure: peers, PostgreSQL alone and taskd in one run
 	@$(PYTHON) -m bench $(ARGS)

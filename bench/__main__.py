@@ -21,7 +21,7 @@ from typing import Any
 
 import psycopg
 
-from bench import load
+from bench import load, submits
 from bench.system import System, system
 from taskd.model.job import COMMAND_LINE, NewJob, new_id
 from taskd.store import jobs
@@ -133,6 +133,18 @@ def submit(run: System, count: int, connections: int, key: str) -> dict[str, flo
     }
 
 
+def bulk(run: System, count: int, key: str) -> dict[str, float]:
+    """Durable submits a second over HTTP in bulks of 1000."""
+    clear(run)
+    return submits.bulk(run, count, key, PAYLOAD)
+
+
+def sql(run: System, count: int) -> dict[str, float]:
+    """Submits a second by the SQL functions, and what a plain INSERT does in the same run."""
+    clear(run)
+    return submits.sql(run, count, PAYLOAD)
+
+
 def together(run: System, count: int, key: str) -> dict[str, float]:
     """Submit over 32 connections while a worker runs the jobs; each exactly once."""
     clear(run)
@@ -239,9 +251,11 @@ def figures(*, short: bool) -> dict[str, Any]:
                     rounds,
                     lambda n=count, c=connections: submit(run, n, c, key),  # type: ignore[misc]
                 )
+            found["bulk"] = median_of(rounds, lambda: bulk(run, 20_000 if short else 100_000, key))
             found["together"] = together(run, 10_000 if short else 100_000, key)
             found["latency"] = median_of(rounds, lambda: latency(run, 100 if short else 300, key))
             found["idle"] = idle(run, api.pid, 5 if short else 20)
+        found["sql"] = median_of(rounds, lambda: sql(run, 20_000 if short else 100_000))
     return found
 
 
@@ -255,6 +269,11 @@ def table(found: dict[str, Any]) -> str:
         ("durable submits a second over HTTP, 32 connections", "submit_32", "submit_per_s"),
         ("... p50, ms", "submit_32", "p50_ms"),
         ("... p99, ms", "submit_32", "p99_ms"),
+        ("durable submits a second over HTTP, bulks of 1000", "bulk", "bulk_per_s"),
+        ("`taskd.submit` a second, {connections:.0f} connections", "sql", "submit_per_s"),
+        ("... of what a plain INSERT does", "sql", "submit_of_insert"),
+        ("`taskd.submit_many` with 1000, jobs a second", "sql", "submit_many_per_s"),
+        ("... of what a plain INSERT of an array does", "sql", "submit_many_of_insert"),
         ("submit and work together, {jobs:.0f} jobs, done a second", "together", "done_per_s"),
         ("... jobs run twice", "together", "run_twice"),
         ("insert to claim, idle queue, p50, ms", "latency", "p50_ms"),

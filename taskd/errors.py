@@ -6,9 +6,17 @@ exit status, a log line its `error` member. It imports nothing, so every layer m
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
+
+# A secret in the place of a name (its own key was forgotten): letters and digits that change places more
+# often than in any word, or the login of a URL. Parts of a file's path are no such word.
+_WORD = re.compile(r"(?<![/\w-])[\w+=-]{16,}", re.ASCII)
+_CHANGES = re.compile(r"[A-Za-z](?=[0-9])|[0-9](?=[A-Za-z])|[a-z](?=[A-Z])")
+_MOST_CHANGES = 3
+_LOGIN = re.compile(r"://(?!USER:PASSWORD@)[^\s/@]*@")
 
 
 class TaskdError(Exception):
@@ -34,9 +42,26 @@ class Problem:
     message: str
 
     def show(self, file: str) -> str:
-        """Return `FILE:LINE: PATH: MESSAGE`, without the path and its colon when there is none."""
-        where = f"{file}:{self.line}: "
-        return f"{where}{self.path}: {self.message}" if self.path else f"{where}{self.message}"
+        """Return `FILE:LINE: PATH: MESSAGE`, without the path and its colon when there is none.
+
+        What looks like a secret that stands in the place of a name becomes `***`.
+        """
+        text = f"{self.path}: {self.message}" if self.path else self.message
+        return f"{file}:{self.line}: {_veiled(text)}"
+
+
+def _veiled(text: str) -> str:
+    r"""Return `text` without what looks like a secret.
+
+    >>> _veiled("admin.Zq3vT8mB1xW6nK0pR5sY2uL9dF4hJ7cA: unknown key")
+    'admin.***: unknown key'
+    """
+    text = _LOGIN.sub("://***@", text)
+    return _WORD.sub(lambda word: word[0] if _changes(word[0]) <= _MOST_CHANGES else "***", text)
+
+
+def _changes(word: str) -> int:
+    return len(_CHANGES.findall(word))
 
 
 class ConfigError(TaskdError):

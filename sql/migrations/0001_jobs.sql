@@ -264,6 +264,7 @@ begin
         where not exists (
             select from taskd.lanes as l where l.type = v.type and l.priority = v.priority);
     end if;
+    return query select null::uuid, null::uuid, null::boolean, t;
 end
 $$;
 

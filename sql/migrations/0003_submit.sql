@@ -211,7 +211,7 @@ begin
         ceil(p_timeout * 1000), prio, attempts,
         p_unique_key is not null and p_unique_while = 'unfinished', p_type);
     if not lane then
-        insert into taskd.lanes (type, priority) values (p_type, prio) on conflict do nothing;
+        insert into taskd.lanes (type, priority) values (p_type, prio);
     end if;
     if p_wake then
         perform pg_notify(rtrim('taskd.', '.'), p_type || ' ' || prio);
@@ -429,8 +429,6 @@ begin
         insert into taskd.lanes as l (type, priority)
         select s.type, s.priority from seen as s
         where not exists (select from taskd.lanes as o where o.type = s.type and o.priority = s.priority)
-        order by 1, 2
-        on conflict do nothing
     )
     select (select array_agg(v.n) from v), (select array_agg(s.type || ' ' || s.priority) from seen as s)
     into plain, lanes;

@@ -273,7 +273,7 @@ _CREDENTIALS = struct.Struct("iII")
 def go_on(config: Config, embedded: str | None) -> str:
     """Return what to type next, for whoever has just started taskd."""
     tree = config.tree
-    host = "127.0.0.1" if tree.api.host in ("0.0.0.0", "::") else tree.api.host
+    host = "127.0.0.1" if tree.api.host in ("0.0.0.0", "::") else tree.api.host  # nosec B104
     host = f"[{host}]" if ":" in host else host
     url = f"{'http' if tree.api.tls is None else 'https'}://{host}:{tree.api.port}"
     token, where = "ADMIN_TOKEN", f"; ADMIN_TOKEN is the token of {shlex.quote(config.file)}"

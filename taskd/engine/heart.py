@@ -28,7 +28,7 @@ from taskd.store.pool import Connection, Link
 CHECK_S = 1.0
 """How often the floors of lanes are checked while jobs flow."""
 WAKE_S = 0.5
-"""How long the last try to renew the lease may take at least."""
+"""How long the last try to renew the lease may take when most of the margin has passed unseen."""
 PING_S = 10.0
 """How often the node tries whether its own hints reach it."""
 PRUNE_BUDGET_S = 0.2
@@ -152,8 +152,9 @@ class Heart:
     async def _last_try(self, wait_s: float) -> bool:
         """Try to renew the lease for `wait_s`; what is left of the margin is for killing the jobs."""
         # A node that stood still and wakes up past the margin tries as well: as long as nobody has rescued
-        # its jobs they go on, and are not run twice.
-        wait_s = max(wait_s, WAKE_S)
+        # its jobs they go on, and are not run twice. Only then: else the lease might end before the jobs.
+        if wait_s < self._settings.margin_s / 4:
+            wait_s = WAKE_S
         attempt = asyncio.ensure_future(self.beat(wait_s))
         # Not cancelled, and not waited for either: it may queue behind a statement or a connect of `run`.
         attempt.add_done_callback(lambda done: done.cancelled() or done.exception())

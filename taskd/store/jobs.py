@@ -88,7 +88,7 @@ class Stored(dict[UUID, Receipt]):
     `error`, and the job may be sent again.
     """
 
-    at: datetime = _EPOCH
+    at: datetime
     """What counted as now for all of them, by the database clock."""
 
 

@@ -30,6 +30,9 @@ def translate(error: psycopg.Error) -> BadRow | StoreUnavailable | None:
     is `StoreUnavailable`; a refusal for the content of a row is `BadRow`.
     """
     state = error.sqlstate
+    if state is None and isinstance(error, psycopg.DataError):
+        # The driver's own refusal, of a NUL in a text: nothing was sent, and it never passes by itself.
+        return BadRow(_first_line(error), sqlstate="22021")
     if state is None:
         return StoreUnavailable(f"no answer from Postgres: {_first_line(error)}")
     if state in _MISSING:

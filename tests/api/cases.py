@@ -16,6 +16,7 @@ from typing import Any
 import psycopg
 
 from taskd.model import apikey
+from taskd.store.keys import StoredKey
 from tests.api.server import ADMIN, Server, in_days, make_key, publish, running, settings
 
 FOLDER = Path(__file__).parents[1] / "data/cases"
@@ -59,41 +60,52 @@ SECRETS = ("{KEY}", "{KEY_RO}", "{KEY_WO}", "{KEY_OTHER}", "{KEY_EMAIL_ONLY}", "
 @asynccontextmanager
 async def make_world(database_url: str, **changes: Any) -> AsyncIterator[World]:
     """Run a server with the types and keys that the tables assume; `changes` are its settings."""
-    now = datetime.now(UTC)
     async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as db:
         await publish(db)
-        key, stored = await make_key(db, rate=1000, burst=1000)
-        read_only, _ = await make_key(db, client=stored.client, scopes=["jobs:read"])
-        write_only, _ = await make_key(db, client=stored.client, scopes=["jobs:write"])
-        email_only, _ = await make_key(db, types=["send_email"])
-        other, _ = await make_key(db)
-        expired, _ = await make_key(db, expires_at=now - timedelta(seconds=1))
-        revoked, gone = await make_key(db)
+    with running(settings(database_url, **changes)) as server:
+        yield await furnish(server, database_url, ADMIN)
+
+
+async def furnish(server: Server, database_url: str, admin: str, pepper: bytes | None = None) -> World:
+    """Make the keys and the job that the tables assume, for a server that knows their types."""
+    now = datetime.now(UTC)
+    async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as db:
+
+        async def key_of(**members: Any) -> tuple[str, StoredKey]:
+            return await make_key(db, pepper=pepper, **members)
+
+        key, stored = await key_of(rate=1000, burst=1000)
+        read_only, _ = await key_of(client=stored.client, scopes=["jobs:read"])
+        write_only, _ = await key_of(client=stored.client, scopes=["jobs:write"])
+        email_only, _ = await key_of(types=["send_email"])
+        other, _ = await key_of()
+        expired, _ = await key_of(expires_at=now - timedelta(seconds=1))
+        revoked, gone = await key_of()
         await db.execute("update taskd.api_keys set revoked_at = now() where id = %s", (gone.id,))
-        unknown = apikey.make("tk", bytes(range(48))).text.decode()
-        with running(settings(database_url, **changes)) as server:
-            job = server.send("POST", "/jobs", key=key, body={"type": "echo", "payload": {}})
-            flipped = key[:-1] + ("a" if key[-1] != "a" else "b")
-            fixtures = {
-                "{KEY}": key,
-                "{KEY_RO}": read_only,
-                "{KEY_WO}": write_only,
-                "{KEY_EMAIL_ONLY}": email_only,
-                "{KEY_OTHER}": other,
-                "{KEY_EXPIRED}": expired,
-                "{KEY_REVOKED}": revoked,
-                "{KEY_UNKNOWN}": unknown,
-                "{KEY_FLIPPED}": flipped,
-                "{KEY_PREFIX}": key.split("-")[0],
-                "{KEY_HASH}": stored.digest.hex(),
-                "{KEY_UPPER}": key.upper(),
-                "{ADMIN}": ADMIN,
-                "{ADMIN_HALF}": ADMIN[: len(ADMIN) // 2],
-                "{JOB_ID}": job.body["job_id"],
-                "{D+30}": in_days(30, now),
-                "{D+366}": in_days(366, now),
-            }
-            yield World(server, database_url, server.children(), key, fixtures, [stored.digest])
+    unknown = apikey.make("tk", bytes(range(48))).text.decode()
+    job = server.send("POST", "/jobs", key=key, body={"type": "echo", "payload": {}})
+    assert job.status == 200, job.raw
+    flipped = key[:-1] + ("a" if key[-1] != "a" else "b")
+    fixtures = {
+        "{KEY}": key,
+        "{KEY_RO}": read_only,
+        "{KEY_WO}": write_only,
+        "{KEY_EMAIL_ONLY}": email_only,
+        "{KEY_OTHER}": other,
+        "{KEY_EXPIRED}": expired,
+        "{KEY_REVOKED}": revoked,
+        "{KEY_UNKNOWN}": unknown,
+        "{KEY_FLIPPED}": flipped,
+        "{KEY_PREFIX}": key.split("-")[0],
+        "{KEY_HASH}": stored.digest.hex(),
+        "{KEY_UPPER}": key.upper(),
+        "{ADMIN}": admin,
+        "{ADMIN_HALF}": admin[: len(admin) // 2],
+        "{JOB_ID}": job.body["job_id"],
+        "{D+30}": in_days(30, now),
+        "{D+366}": in_days(366, now),
+    }
+    return World(server, database_url, server.children(), key, fixtures, [stored.digest])
 
 
 def send(world: World, request: dict[str, Any]) -> tuple[int, dict[str, str], bytes]:

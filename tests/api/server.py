@@ -206,10 +206,12 @@ async def publish(db: psycopg.AsyncConnection[Any], infos: Sequence[TypeInfo] = 
     return node
 
 
-async def make_key(db: psycopg.AsyncConnection[Any], **members: Any) -> tuple[str, StoredKey]:
+async def make_key(
+    db: psycopg.AsyncConnection[Any], *, pepper: bytes | None = None, **members: Any
+) -> tuple[str, StoredKey]:
     """Store a key and return its text and its row."""
     made = apikey.make("tk", secrets.token_bytes(apikey.DICE_BYTES))
-    digest = apikey.digest(made.text, None)
+    digest = apikey.digest(made.text, pepper)
     given: dict[str, Any] = {"name": "test", "scopes": ["jobs:write", "jobs:read"], **members}
     stored = await keys.create(
         db,
@@ -218,6 +220,7 @@ async def make_key(db: psycopg.AsyncConnection[Any], **members: Any) -> tuple[st
             prefix="tk",
             public_id=made.public_id,
             digest=digest,
+            pepper_version=int(pepper is not None),
             fingerprint=apikey.fingerprint(digest),
             **given,
         ),

@@ -89,6 +89,21 @@ async def test_a_job_is_shown_with_the_documented_members_first(door: Door) -> N
     assert shown["created_at"].endswith("Z")
 
 
+async def test_scheduled_at_is_the_time_that_was_stored(door: Door) -> None:
+    asked: list[tuple[dict[str, Any], str]] = [
+        ({}, "pending"),
+        ({"delay": 3600.5}, "scheduled"),
+        ({"delay": 0.0004}, "pending"),  # less than a millisecond is none
+        ({"run_at": "2020-01-01T00:00:00Z"}, "pending"),
+    ]
+    for options, status in asked:
+        answered = door.submit({**ECHO, **options}).body
+        stored = door.get(f"/jobs/{answered['job_id']}").body
+
+        assert (answered["scheduled_at"], answered["status"]) == (stored["scheduled_at"], status)
+        assert stored["created_at"] <= stored["scheduled_at"]
+
+
 async def test_numbers_of_a_payload_come_back_exact(door: Door) -> None:
     body = (
         b'{"type":"echo","payload":{"i":9223372036854775808,"d":0.10000000000000000001,"e":"\\ud83d\\ude00"}}'

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from taskd.plugin import Context, Fail, JobType, RetryLater, Snooze, hookimpl, job
+from taskd.plugin import Fail, JobType, RetryLater, Snooze, hookimpl, job
 
 LOOK_S = 0.005
 

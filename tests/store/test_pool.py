@@ -161,6 +161,16 @@ async def test_a_row_that_is_refused_is_no_fault_of_the_connection(link: Link, s
     assert link.connected
 
 
+async def test_what_the_driver_refuses_is_a_bad_row_too(link: Link) -> None:
+    async def work(conn: Connection) -> None:
+        await conn.execute("select %s::text", ("a\x00b",))
+
+    with pytest.raises(BadRow):
+        await link.run(work)
+
+    assert link.connected
+
+
 async def test_a_missing_schema_says_what_to_run(link: Link) -> None:
     with pytest.raises(SchemaMismatch, match="taskd migrate"):
         await link.run(sends("select * from taskd.no_such_table"))
