@@ -34,7 +34,8 @@ def main() -> int:
         subprocess.run(
             [sys.executable, "-m", "piptools", "compile", *words, "setup.cfg"], check=True, cwd=ROOT
         )
-        LOCK.write_text(HEAD + out.read_text())
+        lines = out.read_text().splitlines(keepends=True)
+        LOCK.write_text(HEAD + "".join(line for line in lines if line.strip() and not line.startswith("#")))
     return 0
 
 

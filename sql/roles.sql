@@ -22,7 +22,7 @@ begin
             -- A migration may build an index for as long as that takes, and waits for the one before it.
             ('taskd_owner', 5, '{statement_timeout=1h,lock_timeout=10s,'
                 'idle_in_transaction_session_timeout=1min}'),
-            -- Each process has up to database.pool_max connections, 3 in use.
+            -- Each process has up to database.pool_max connections, 5 in use.
             ('taskd_api', 40, '{statement_timeout=5s,lock_timeout=2s,'
                 'idle_in_transaction_session_timeout=10s}'),
             -- Each node has 3.
@@ -166,7 +166,7 @@ $$;
 
 -- taskd api, and the commands that look: stores jobs and reads them, keeps keys. It changes no job.
 grant select on taskd.migrations, taskd.jobs, taskd.queue, taskd.outcomes, taskd.history, taskd.unique_keys,
-    taskd.lanes, taskd.nodes, taskd.types, taskd.node_types, taskd.api_keys to taskd_api;
+    taskd.lanes, taskd.nodes, taskd.types, taskd.node_types, taskd.api_keys, taskd.audit to taskd_api;
 grant insert on taskd.jobs, taskd.unique_keys, taskd.lanes to taskd_api;
 grant insert (id, run_at, expires_at, timeout_ms, priority, max_attempts, keyed, type)
     on taskd.queue to taskd_api;

@@ -177,18 +177,8 @@ begin
         from taskd.types as k where k.type = p_type and k.retired_at is null and k.enabled
         offset 0  -- read once
     ) as c;
-    -- What most jobs are needs no further look: a type that was found, a short payload, no options.
-    if not found or p_type like 'taskd' || '.%' or jsonb_typeof(p_payload) is distinct from 'object'
-        or octet_length(doc::text) > 300
-        or jsonb_path_exists(p_payload, 'strict $.**{64} ? (@.type() == "object" || @.type() == "array")')
-        or prio not between -100 and 100 or attempts not between 1 and 100
-        or p_delay not between 0 and 31536000 or p_run_at is not null or p_timeout is not null
-        or p_expires_in is not null or p_unique_key is not null or p_unique_while is distinct from 'retained'
-        or p_tags <> '{}' or p_meta is not null
-    then
-        perform taskd.check_job(p_where, p_type, p_payload, p_priority, p_delay, p_run_at, p_max_attempts,
-            p_timeout, p_expires_in, p_unique_key, p_unique_while, p_tags, p_meta);
-    end if;
+    perform taskd.check_job(p_where, p_type, p_payload, p_priority, p_delay, p_run_at, p_max_attempts, p_timeout,
+        p_expires_in, p_unique_key, p_unique_while, p_tags, p_meta);
     if p_unique_key is not null then
         -- jsonb_hash_extended and not a digest of the text: 1 and 1.0 are one JSON value.
         holder := taskd.hold_key(p_where, p_client, p_unique_key, job, decode(
@@ -242,7 +232,47 @@ create function taskd.submit(
 ) returns uuid
 language plpgsql
 as $$
+declare
+    t timestamptz;
+    job uuid;
+    prio integer;
+    attempts integer;
+    doc json;
+    lane boolean;
 begin
+    -- What most jobs are, without a call: a known type, a short sound payload, at most a priority. It is half
+    -- of what a call of store_job costs, which does the same for all others and has the words to refuse.
+    if delay is null and run_at is null and timeout is null and expires_in is null and unique_key is null
+        and max_attempts is null and meta is null and tags = '{}' and unique_while = 'retained'
+        and jsonb_typeof(payload) = 'object' and submit.type not like 'taskd' || '.%'
+        and not jsonb_path_exists(payload, 'strict $.**{64} ? (@.type() == "object" || @.type() == "array")')
+    then
+        select c.t, (taskd.id_head(c.t) || substr(gen_random_uuid()::text, 16))::uuid, to_json(payload), c.priority,
+            c.max_attempts,
+            exists (select from taskd.lanes as l where l.type = submit.type and l.priority = c.priority)
+        into t, job, doc, prio, attempts, lane
+        from (
+            select case when pg_current_xact_id() is not null then clock_timestamp() end as t,
+                coalesce(submit.priority, k.priority) as priority, k.max_attempts
+            from taskd.types as k where k.type = submit.type and k.retired_at is null and k.enabled
+            offset 0
+        ) as c;
+        if prio between -100 and 100 and octet_length(doc::text) <= 300 then
+            with asked as (
+                insert into taskd.jobs (id, client, created_at, priority, max_attempts, type, payload)
+                values (job, client, t, prio, attempts, submit.type, doc)
+            )
+            insert into taskd.queue (id, run_at, priority, max_attempts, type)
+            values (job, t, prio, attempts, submit.type);
+            if not lane then
+                insert into taskd.lanes (type, priority) values (submit.type, prio);
+            end if;
+            if wake then
+                perform pg_notify(rtrim('taskd.', '.'), submit.type || ' ' || prio);
+            end if;
+            return job;
+        end if;
+    end if;
     return taskd.store_job('', null, type, payload, priority, delay, run_at, max_attempts, timeout, expires_in,
         unique_key, unique_while, tags, meta, client, wake);
 end
@@ -438,7 +468,10 @@ begin
 
     -- All others one by one: first whether each can be stored, so that the first bad one is named. Then by
     -- key, so that two calls with the same keys can't block each other crosswise.
-    if coalesce(cardinality(plain), 0) < amount then
+    if cardinality(plain) = amount then
+        return query
+            select (head || lpad(to_hex(base + g), 12, '0'))::uuid, false from generate_series(1, amount) as g;
+    else
         odd := array(select g from generate_series(1, amount) as g except select unnest(plain) order by 1);
         foreach n in array odd loop
             perform taskd.store_entry(format('jobs[%s].', n - 1), null, jobs->(n - 1), client, false);
@@ -449,13 +482,13 @@ begin
             stored[n] := taskd.store_entry(format('jobs[%s].', n - 1),
                 (head || lpad(to_hex(base + n), 12, '0'))::uuid, jobs->(n - 1), client, wake);
         end loop;
+        return query
+            select coalesce(stored[m.n], m.id), coalesce(stored[m.n] <> m.id, false)
+            from (
+                select g as n, (head || lpad(to_hex(base + g), 12, '0'))::uuid as id
+                from generate_series(1, amount) as g
+            ) as m
+            order by m.n;
     end if;
-    return query
-        select coalesce(stored[m.n], m.id), coalesce(stored[m.n] <> m.id, false)
-        from (
-            select g as n, (head || lpad(to_hex(base + g), 12, '0'))::uuid as id
-            from generate_series(1, amount) as g
-        ) as m
-        order by m.n;
 end
 $$;

@@ -149,6 +149,7 @@ async def _submit(link: Link, body: bytes, wait_s: float | None) -> tuple[Submit
     from taskd.model.payload import parse, payload_text
     from taskd.model.submit import read_submit
     from taskd.service.batch import Reads
+    from taskd.service.bulk import Bulks
     from taskd.service.jobs import Jobs
     from taskd.service.submitter import Submitter
     from taskd.service.types import KnownTypes
@@ -162,6 +163,7 @@ async def _submit(link: Link, body: bytes, wait_s: float | None) -> tuple[Submit
     jobs = Jobs(
         types=KnownTypes(reads),
         submitter=Submitter([link], stored=stored.extend),
+        bulks=Bulks([link], stored=stored.extend),
         reads=reads,
         waiting=Waiting(reads),
         now=lambda: datetime.now(UTC),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from taskd.api.head import read_head
+from taskd.api.head import check_begun, read_head
 from taskd.errors import Refused
 
 LINE = b"POST /jobs HTTP/1.1\r\nHost: t\r\n"
@@ -62,3 +62,25 @@ def test_is_read() -> None:
 def test_an_absolute_target_is_its_path() -> None:
     assert read_head(b"GET http://t.example/health HTTP/1.1\r\nHost: t").target == "/health"
     assert read_head(b"GET /health HTTP/1.0\r\nConnection: keep-alive").keep_alive
+
+
+@pytest.mark.parametrize(
+    "begun",
+    [
+        pytest.param(b"\x16\x03\x01\x02\x00", id="TLS"),
+        pytest.param(b"GET /health HTTP/1.1\nHost: t\n\n", id="bare line feeds"),
+        pytest.param(b"EHLO mail\r\n", id="another protocol"),
+        pytest.param(b"GET /health HTTP/1.1\r\nX-A: \x1b", id="a control character"),
+    ],
+)
+def test_a_head_that_can_not_become_one_is_refused_at_once(begun: bytes) -> None:
+    with pytest.raises(Refused, match=r"request line|line is not ended"):
+        check_begun(begun)
+
+
+@pytest.mark.parametrize("digits", ["9" * 21, "1" + "0" * 5000])
+def test_a_length_of_any_number_of_digits_is_a_length(digits: str) -> None:
+    head = read_head(f"POST /jobs HTTP/1.1\r\nHost: t\r\nContent-Length: {digits}".encode())
+
+    assert head.length is not None
+    assert head.length > 1 << 60

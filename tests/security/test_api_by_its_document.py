@@ -21,7 +21,7 @@ CHECKS = (
 )
 INPUTS = int(os.environ.get("TASKD_FUZZ_INPUTS", "300"))
 LONG = 100_000
-"""From so many inputs on it is a long run; a request costs a thousand times what an input of a parser does."""
+"""From so many inputs on it is a long run; a request costs a thousand times what a parser's input does."""
 
 
 async def test_the_api_keeps_to_its_document(

@@ -20,7 +20,7 @@ from tests.service.test_submitter import Losing, ids, job, until
 async def bulks(url: str, told: list[NewJob] | None = None) -> AsyncIterator[tuple[Bulks, Losing]]:
     link = Losing(url)
     try:
-        yield Bulks([link], stored=[].extend if told is None else told.extend), link
+        yield Bulks([link], stored=told.extend if told is not None else lambda jobs: None), link
     finally:
         await link.close()
 

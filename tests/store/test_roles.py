@@ -16,7 +16,20 @@ from taskd.errors import StoreUnavailable
 from taskd.model.bucket import Limit
 from taskd.model.job import NewJob
 from taskd.model.jobtype import TypeInfo
-from taskd.store import audit, health, jobs, keys, leases, limits, migrate, nodes, roles, submit, types
+from taskd.store import (
+    audit,
+    backlog,
+    health,
+    jobs,
+    keys,
+    leases,
+    limits,
+    migrate,
+    nodes,
+    roles,
+    submit,
+    types,
+)
 from taskd.store.jobs import Filter, Retention
 from taskd.store.keys import NewKey
 from taskd.store.leases import START, Completion, Demand, Settlement
@@ -160,8 +173,11 @@ EVERYBODY = frozenset(LIMITED)
 STATEMENTS: Mapping[str, tuple[frozenset[str], Work]] = {
     # audit: taken by the two that write it, shown to people, pruned by the owner alone
     "append_audit": (BOTH, lambda conn: audit.append(conn, actor="admin", action="test")),
-    "list_audit": (frozenset({roles.READ_ONLY}), audit.page),
+    "list_audit": (frozenset({roles.API, roles.READ_ONLY}), audit.page),
     "prune_audit": (NOBODY_ELSE, lambda conn: audit.prune(conn, age=timedelta())),
+    # backlog
+    "count_of_type": (ALL_READERS, lambda conn: backlog.of_type(conn, "echo", bound=1)),
+    "count_of_client": (ALL_READERS, lambda conn: backlog.of_client(conn, FIRST, bound=1)),
     # health
     "applied_migrations": (ALL_READERS, health.check_schema),
     "live_nodes": (ALL_READERS, health.live_nodes),
@@ -290,7 +306,7 @@ RIGHTS: Mapping[str, Mapping[str, Mapping[str, str]]] = {
             "update": "name description scopes types rate burst max_pending expires_at revoked_at"
             " last_used_at",
         },
-        "audit": {"insert": NOTED},
+        "audit": {"select": ALL, "insert": NOTED},
     },
     roles.WORKER: {
         "migrations": {"select": ALL},
@@ -493,7 +509,7 @@ async def test_the_api_keeps_keys_and_takes_jobs(conn: Connection) -> None:
         assert found.status == "scheduled"
         assert len((await jobs.list_(conn, client=FIRST, only=Filter())).jobs) == 2
         assert len((await jobs.list_(conn, client=None, only=Filter(status="pending"))).jobs) == 1
-        assert await submit.existing(conn, [first.id, again.id]) == {first.id}
+        assert set(await submit.existing(conn, [first.id, again.id])) == {first.id}
         await jobs.notify(conn, "taskd", [("plain", 0)])
 
     [taken] = await limits.take(conn, [limits.Want(FIRST, Limit.of(1, 5), want=2)])
@@ -631,7 +647,7 @@ async def test_a_name_of_the_callers_does_not_get_into_a_function_that_lends_rig
     await conn.execute("create temp table types (type text, info json)")
     await conn.execute("set local search_path = pg_temp, pg_catalog")
 
-    with pytest.raises(psycopg.errors.InvalidParameterValue, match="not a known job type"):
+    with pytest.raises(psycopg.errors.InvalidParameterValue, match="is no job type here"):
         await conn.execute("select taskd.submit('mine', '{}')")
 
 

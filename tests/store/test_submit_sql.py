@@ -248,7 +248,7 @@ async def test_what_the_door_refuses_is_refused_by_name(
     app: Connection, member: str, wrong: dict[str, Any]
 ) -> None:
     given: dict[str, Any] = {"type": "mail", "payload": {}} | wrong
-    alone = {name: Jsonb(value) if name == "meta" else value for name, value in given.items()}
+    alone: dict[str, Any] = {name: Jsonb(value) if name == "meta" else value for name, value in given.items()}
     type_, payload = alone.pop("type"), alone.pop("payload")
 
     with pytest.raises(psycopg.errors.InvalidParameterValue, match=rf"^{member.replace('[', '.')[:6]}"):
@@ -278,7 +278,7 @@ GOOD: list[Any] = [
 )
 async def test_what_lies_just_within_the_rules_is_stored(app: Connection, options: dict[str, Any]) -> None:
     given: dict[str, Any] = {"type": "mail", "payload": {}} | options
-    alone = {name: Jsonb(value) if name == "meta" else value for name, value in given.items()}
+    alone: dict[str, Any] = {name: Jsonb(value) if name == "meta" else value for name, value in given.items()}
     type_, payload = alone.pop("type"), alone.pop("payload")
 
     one = await submit(app, type_, payload, **alone)
