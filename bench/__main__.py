@@ -123,7 +123,7 @@ def submit(run: System, count: int, connections: int, key: str) -> dict[str, flo
         load.submit("127.0.0.1", run.port, key, jobs=count, connections=connections, body=lambda _: body)
     )
     stored = run.query("select count(*) from taskd.jobs")[0][0]
-    assert outcome.statuses == {200: count} and stored == count, (outcome.statuses, stored)
+    assert (outcome.statuses, stored) == ({200: count}, count)
     return {
         "jobs": count,
         "connections": connections,
