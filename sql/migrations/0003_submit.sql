@@ -30,7 +30,8 @@ create function taskd.is_printable(p_text text, p_most integer) returns boolean
 language sql immutable
 as $$
     select length(p_text) between 1 and p_most
-        and p_text !~ '[\u0001-\u001f\u007f-\u00a0\u00ad\u061c\u1680\u180e\u2000-\u200f\u2028-\u202f\u205f-\u206f\u3000\ue000-\uf8ff\ufeff\ufff9-\ufffb]';
+        and p_text !~ ('[\u0001-\u001f\u007f-\u00a0\u00ad\u061c\u1680\u180e\u2000-\u200f\u2028-\u202f'
+            '\u205f-\u206f\u3000\ue000-\uf8ff\ufeff\ufff9-\ufffb]');
 $$;
 
 -- Checks a payload or `meta` as far as the type's schema is not needed: what a worker could not read is
@@ -173,12 +174,13 @@ begin
     into t, job, doc, prio, attempts, lane
     from (
         select case when pg_current_xact_id() is not null then clock_timestamp() end as t,
-            coalesce(p_priority, k.priority) as priority, coalesce(p_max_attempts, k.max_attempts) as max_attempts
+            coalesce(p_priority, k.priority) as priority,
+            coalesce(p_max_attempts, k.max_attempts) as max_attempts
         from taskd.types as k where k.type = p_type and k.retired_at is null and k.enabled
         offset 0  -- read once
     ) as c;
-    perform taskd.check_job(p_where, p_type, p_payload, p_priority, p_delay, p_run_at, p_max_attempts, p_timeout,
-        p_expires_in, p_unique_key, p_unique_while, p_tags, p_meta);
+    perform taskd.check_job(p_where, p_type, p_payload, p_priority, p_delay, p_run_at, p_max_attempts,
+        p_timeout, p_expires_in, p_unique_key, p_unique_while, p_tags, p_meta);
     if p_unique_key is not null then
         -- jsonb_hash_extended and not a digest of the text: 1 and 1.0 are one JSON value.
         holder := taskd.hold_key(p_where, p_client, p_unique_key, job, decode(
@@ -191,8 +193,8 @@ begin
         end if;
     end if;
     with asked as (
-        insert into taskd.jobs (id, client, created_at, priority, max_attempts, type, payload, unique_key, tags,
-                                meta)
+        insert into taskd.jobs (id, client, created_at, priority, max_attempts, type, payload, unique_key,
+                                tags, meta)
         values (job, p_client, t, prio, attempts, p_type, doc, p_unique_key, nullif(p_tags, '{}'),
             to_json(p_meta))
     )
@@ -247,8 +249,8 @@ begin
         and jsonb_typeof(payload) = 'object' and submit.type not like 'taskd' || '.%'
         and not jsonb_path_exists(payload, 'strict $.**{64} ? (@.type() == "object" || @.type() == "array")')
     then
-        select c.t, (taskd.id_head(c.t) || substr(gen_random_uuid()::text, 16))::uuid, to_json(payload), c.priority,
-            c.max_attempts,
+        select c.t, (taskd.id_head(c.t) || substr(gen_random_uuid()::text, 16))::uuid, to_json(payload),
+            c.priority, c.max_attempts,
             exists (select from taskd.lanes as l where l.type = submit.type and l.priority = c.priority)
         into t, job, doc, prio, attempts, lane
         from (
@@ -273,8 +275,8 @@ begin
             return job;
         end if;
     end if;
-    return taskd.store_job('', null, type, payload, priority, delay, run_at, max_attempts, timeout, expires_in,
-        unique_key, unique_while, tags, meta, client, wake);
+    return taskd.store_job('', null, type, payload, priority, delay, run_at, max_attempts, timeout,
+        expires_in, unique_key, unique_while, tags, meta, client, wake);
 end
 $$;
 
@@ -380,7 +382,8 @@ begin
             or jsonb_path_exists(p_entry, 'strict $.tags[*] ? (@.type() != "string")') then
             perform taskd.refuse(p_where, 'tags', 'must be an array of texts');
         end if;
-        tags := array(select t.tag from jsonb_array_elements_text(p_entry->'tags') with ordinality as t (tag, n)
+        tags := array(
+            select t.tag from jsonb_array_elements_text(p_entry->'tags') with ordinality as t (tag, n)
             order by t.n);
     end if;
     if p_entry ? 'meta' and jsonb_typeof(p_entry->'meta') <> 'object' then
@@ -440,13 +443,16 @@ begin
             from jsonb_array_elements(jobs) with ordinality as j (job, n)
             offset 0
         ) as e
-        join taskd.types as k on k.type = e.type and k.retired_at is null and k.enabled and k.type not like 'taskd' || '.%'
+        join taskd.types as k on k.type = e.type and k.retired_at is null and k.enabled
+            and k.type not like 'taskd' || '.%'
         where jsonb_typeof(e.payload) = 'object'
             and e.job - '{type,payload,priority}'::text[] = '{}'
             -- In the order of jsonb nothing but a number lies between two numbers.
-            and (e.priority is null or e.priority between '-100' and '100' and strpos(e.priority::text, '.') = 0)
+            and (e.priority is null
+                or e.priority between '-100' and '100' and strpos(e.priority::text, '.') = 0)
             and octet_length(e.payload::text) <= 300
-            and not jsonb_path_exists(e.payload, 'strict $.**{64} ? (@.type() == "object" || @.type() == "array")')
+            and not jsonb_path_exists(e.payload,
+                'strict $.**{64} ? (@.type() == "object" || @.type() == "array")')
     ), asked as (
         insert into taskd.jobs (id, client, created_at, priority, max_attempts, type, payload)
         select v.id, client, t, v.priority, v.max_attempts, v.type, v.payload from v
@@ -470,7 +476,8 @@ begin
     -- key, so that two calls with the same keys can't block each other crosswise.
     if cardinality(plain) = amount then
         return query
-            select (head || lpad(to_hex(base + g), 12, '0'))::uuid, false from generate_series(1, amount) as g;
+            select (head || lpad(to_hex(base + g), 12, '0'))::uuid, false
+            from generate_series(1, amount) as g;
     else
         odd := array(select g from generate_series(1, amount) as g except select unnest(plain) order by 1);
         foreach n in array odd loop

@@ -194,6 +194,20 @@ def database_url(text: str) -> str | None:
     return None
 
 
+_ENCRYPTED = frozenset({"require", "verify-ca", "verify-full"})
+_LOCAL = frozenset({"", "localhost", "127.0.0.1", "[::1]"})
+
+
+def travels_plain(url: str) -> bool:
+    """Whether a URL that passes `database_url` may lead over a network without TLS."""
+    parts = urlsplit(url)
+    options = dict(parse_qsl(parts.query, keep_blank_values=True))
+    places = parts.netloc.rpartition("@")[2].split(",") + options.get("host", "").split(",")
+    hosts = {re.sub(r":[0-9]*$", "", place) for place in places}
+    far = {host for host in hosts if host not in _LOCAL and not host.startswith(("/", "@", "%2F", "%2f"))}
+    return bool(far) and options.get("sslmode") not in _ENCRYPTED
+
+
 def has_password(url: str) -> bool:
     """Whether a URL that passes `database_url` holds a password."""
     parts = urlsplit(url)

@@ -74,6 +74,8 @@ class Resolver:
         given = {"url": database.url, "url_file": database.url_file, "url_env": database.url_env}
         source = self._one_source("database", given)
         if source is None or source == "url":
+            if database.url is not None and self._to.fine("database.url"):
+                self._warn_plain(database.url.value)
             return dataclasses.replace(database, source=source)
         url = self._fetch("database", source, given[source], _line_of_text)
         if url is None:
@@ -82,7 +84,14 @@ class Resolver:
         if problem is not None:
             self._refuse("database", source, f"names a URL that {problem}")
             return database
+        self._warn_plain(url)
         return dataclasses.replace(database, url=Secret(url), source=source)
+
+    def _warn_plain(self, url: str) -> None:
+        if checks.travels_plain(url):
+            self.warnings.append(
+                "the database URL leads over a network without TLS: add sslmode=verify-full to it"
+            )
 
     def _admin(self, admin: Admin) -> Admin:
         if admin.token is not None and (problem := token_problem(admin.token.value)) is not None:

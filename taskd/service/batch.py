@@ -59,7 +59,12 @@ class Batches(Generic[Q, A]):
         work: Callable[[Link, list[Ticket[Q, A]]], Awaitable[None]],
         *,
         most: int = 500,
+        weigh: Callable[[Q], int] = lambda question: 0,
+        most_weight: int = 0,
     ) -> None:
+        """A batch holds at most `most` questions, and no more once they weigh `most_weight` together."""
+        self._weigh = weigh
+        self._most_weight = most_weight
         self._idle = list(links)
         self._work = work
         self._most = most
@@ -86,10 +91,12 @@ class Batches(Generic[Q, A]):
         try:
             while self._waiting:
                 batch: list[Ticket[Q, A]] = []
-                while self._waiting and len(batch) < self._most:
+                weight = 0
+                while self._waiting and len(batch) < self._most and weight <= self._most_weight:
                     ticket = self._waiting.popleft()
                     if not ticket.answer.done():  # its asker has gone
                         batch.append(ticket)
+                        weight += self._weigh(ticket.question)
                 if batch:
                     await self._answer(link, batch)
         finally:

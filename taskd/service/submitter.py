@@ -28,10 +28,19 @@ Stored = Callable[[Sequence[NewJob]], None]
 MOST = 500
 """Jobs in one statement: larger ones take no more a second, and their askers wait longer."""
 
+MOST_BYTES = 1 << 20
+"""Payload in one statement, about: it is copied some times on its way, and large ones gain nothing."""
+
 EXISTS = "23505"
 """A unique index has the row already; of those that an insert meets, only that of the ids tells so."""
 
 _by_id = attrgetter("question.id")
+
+
+def _length(job: NewJob) -> int:
+    return len(job.payload)
+
+
 JobTicket = Ticket[NewJob, Receipt]
 
 
@@ -43,7 +52,9 @@ class Submitter:
     ) -> None:
         """One statement is in flight for each of `links`."""
         self._stored = stored
-        self._batches: Batches[NewJob, Receipt] = Batches(links, self._store, most=most)
+        self._batches: Batches[NewJob, Receipt] = Batches(
+            links, self._store, most=most, weigh=_length, most_weight=MOST_BYTES
+        )
 
     async def put(self, job: NewJob, until: float) -> Receipt:
         """Return when the commit that stored `job` was reported, or when another job holds its unique key.

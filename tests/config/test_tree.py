@@ -358,3 +358,20 @@ def test_read_names_the_file_as_given(tmp_path: Path) -> None:
 
     assert config.file == str(file)
     assert TOKEN not in repr(config)
+
+
+@pytest.mark.parametrize(
+    ("url", "warned"),
+    [
+        pytest.param("postgresql://u@db.example/d", True, id="another host"),
+        pytest.param("postgresql://u@db.example/d?sslmode=prefer", True, id="prefer gives way"),
+        pytest.param("postgresql://u@db.example:5432/d?sslmode=verify-full", False, id="verified"),
+        pytest.param("postgresql://u@127.0.0.1:5432/d", False, id="this machine"),
+        pytest.param("postgresql://u@/d?host=/run/postgresql", False, id="socket"),
+        pytest.param("postgresql://u@a.example,127.0.0.1/d", True, id="one of several"),
+    ],
+)
+def test_a_database_url_that_leads_over_a_network_without_tls_is_warned_about(url: str, warned: bool) -> None:
+    config = read_text(f"{ADMIN}database:\n  url: {url}\n")
+
+    assert any("sslmode" in warning for warning in config.warnings) is warned
