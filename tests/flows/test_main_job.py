@@ -283,6 +283,8 @@ async def test_a_job_whose_worker_is_killed_runs_again_and_says_why(taskd: Taskd
 
     assert (job["status"], job["attempts"]) == ("completed", 2)
     assert [run["cause"] for run in job["history"]] == ["lease_expired"]
+    # Not by its lease: the next start on this host knows that nothing of the earlier one lives.
+    assert "started again" in job["history"][0]["error"]
 
 
 async def _is_running(taskd: Taskd, job_id: str) -> None:
