@@ -204,7 +204,7 @@ def idle(run: System, api_pid: int, seconds: float) -> dict[str, float]:
     """CPU, transactions, memory and connections of API and worker with nothing to do."""
     clear(run)
     with run.daemon("worker") as worker:
-        time.sleep(2)
+        time.sleep(15)  # until what was done before is in the server's counters
         pids = family(worker.pid) + family(api_pid)
         before, commits = cpu_s(pids), run.query(_COMMITS)[0][0]
         time.sleep(seconds)

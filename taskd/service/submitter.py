@@ -171,7 +171,7 @@ class Hints:
     commit (FACTS M10). Polling is the promise: a hint that can't be sent is dropped.
     """
 
-    def __init__(self, link: Link, *, every_s: float = 0.05) -> None:
+    def __init__(self, link: Link, *, every_s: float = 0.01) -> None:
         self._link = link
         self._every_s = every_s
         self._next: dict[Lane, float] = {}
