@@ -39,7 +39,7 @@ serve: $(STAMP)  ## run taskd here with conf/taskd.yaml until Ctrl-C
 	@$(PYTHON) -m taskd up --config conf/taskd.yaml
 
 .PHONY: check
-check: lint types layers test  ## all that CI asks: lint types layers and every test, sql and docs too
+check: lint types layers coverage test  ## all that CI asks: lint types layers coverage and every test, sql and docs too
 
 .PHONY: static
 static: lint types layers  ## what `check` does without running anything
@@ -59,6 +59,12 @@ layers: $(STAMP)  ## who may import whom (setup.cfg, importlinter)
 
 # The tests that talk to PostgreSQL most run a second time on a server of the machine, if it has one.
 ON_SYSTEM := $(wildcard tests/store tests/engine)
+
+# Of the pure parts: the others' tests time real processes, which a tracer would slow down.
+.PHONY: coverage
+coverage: $(STAMP)  ## how much of model, config and wire their tests run, at least 90 %
+	@$(PYTHON) -m pytest -q tests/model tests/config tests/wire --cov --cov-report=
+	@$(PYTHON) -m coverage report --include='taskd/model/*,taskd/config/*,taskd/wire.py' --fail-under=90
 
 .PHONY: test
 test: $(STAMP)  ## the tests, on an embedded PostgreSQL; store and engine on the machine's own as well
