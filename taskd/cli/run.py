@@ -49,17 +49,16 @@ def worker(session: Session, /, instance: str | None, embedded: str | None) -> N
     config = session.config()
     with logging_by(config):
         name = settings.node_name(config.tree, instance)
+        # Before any lock or folder: a bad configuration is told as one, with exit status 78.
+        registry, warnings = plugins.load(config, session.environ, node=name)
+        for warning in warnings:
+            log.warning("plugin is left out", extra={"reason": warning})
+        told = settings.daemon_settings(config, registry, session.environ, name=name, embedded=embedded)
         folder = runtime_folder(session.environ, os.geteuid())
         with NodeLock(node_file(folder, name, "lock")) as lock:
             lock.acquire(name)
             with FamilyLock(node_file(folder, name, "family"), name) as family:
-                before = family.take_over()  # first: nothing of an earlier start runs on while we get ready
-                registry, warnings = plugins.load(config, session.environ, node=name)
-                for warning in warnings:
-                    log.warning("plugin is left out", extra={"reason": warning})
-                told = settings.daemon_settings(
-                    config, registry, session.environ, name=name, embedded=embedded
-                )
+                before = family.take_over()
                 env = {**told.child_env, **family.env}
                 _work(replace(told, family_lock=family, predecessor=before, child_env=env))
 
