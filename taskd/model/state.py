@@ -55,6 +55,7 @@ MOVES: Mapping[tuple[State, Event], frozenset[State]] = MappingProxyType(
         (State.PENDING, Event.CLAIM): frozenset({State.PROCESSING}),
         (State.SCHEDULED, Event.EXPIRE): frozenset({State.FAILED}),
         (State.PENDING, Event.EXPIRE): frozenset({State.FAILED}),
+        (State.PROCESSING, Event.EXPIRE): frozenset({State.FAILED}),  # claimed too late, and not started
         (State.PROCESSING, Event.COMPLETE): frozenset({State.COMPLETED}),
         (State.PROCESSING, Event.RETRY_LATER): frozenset({State.SCHEDULED, State.PENDING}),
         (State.PROCESSING, Event.FAIL): frozenset({State.FAILED}),
@@ -77,7 +78,10 @@ def allowed(state: State, event: Event) -> frozenset[State]:
 
 
 class Cause(StrEnum):
-    """Why a run did not complete, as the job's history says it."""
+    """Why a run did not complete, as the job's history says it; `retried` is why there is a further life.
+
+    Runs since the last `retried` are the job's attempts and its uncounted runs.
+    """
 
     ERROR = "error"
     TIMEOUT = "timeout"
@@ -90,6 +94,8 @@ class Cause(StrEnum):
     CANCELLED = "cancelled"
     EXPIRED = "expired"
     INVALID_PAYLOAD = "invalid_payload"
+    RETRIED = "retried"
+    """Somebody put the job back in line by hand: its attempts start anew."""
 
     @property
     def counts(self) -> bool:
@@ -97,4 +103,6 @@ class Cause(StrEnum):
         return self not in _UNCOUNTED
 
 
-_UNCOUNTED = frozenset({Cause.INTERRUPTED, Cause.SNOOZED, Cause.EXPIRED, Cause.INVALID_PAYLOAD})
+_UNCOUNTED = frozenset(
+    {Cause.INTERRUPTED, Cause.SNOOZED, Cause.EXPIRED, Cause.INVALID_PAYLOAD, Cause.RETRIED}
+)

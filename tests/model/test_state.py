@@ -13,13 +13,6 @@ Move = tuple[State, State]
 
 _HEADER = re.compile(r"^-- name: (\w+)\n-- moves: ([^\n]+)$", re.MULTILINE)
 
-NOT_BUILT = {
-    (State.SCHEDULED, State.CANCELLED),
-    (State.PENDING, State.CANCELLED),
-    *((final, to) for final in State if final.final for to in (State.SCHEDULED, State.PENDING)),
-}
-"""Moves of `cancel` and `retry`, whose statements are still to come."""
-
 
 def headers() -> dict[str, set[Move]]:
     """Return the moves that each statement says it makes."""
@@ -53,11 +46,12 @@ def test_every_move_of_a_statement_is_in_the_table() -> None:
 def test_every_move_of_the_table_is_made_by_a_statement() -> None:
     made = set().union(*headers().values())
 
-    assert table() - made == NOT_BUILT - made
-    assert not NOT_BUILT & made, "these are built now: take them off the list"
+    assert table() <= made
 
 
-@pytest.mark.parametrize("name", ["claim_jobs", "settle_completed", "settle_others", "expire_jobs"])
+@pytest.mark.parametrize(
+    "name", ["claim_jobs", "settle_completed", "settle_others", "expire_jobs", "cancel_jobs", "retry_jobs"]
+)
 def test_a_statement_that_moves_jobs_says_so(name: str) -> None:
     assert headers()[name]
 

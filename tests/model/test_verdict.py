@@ -88,7 +88,7 @@ def test_every_verdict_is_a_move_of_the_table(info: TypeInfo, case: Case) -> Non
     ]
     verdicts = [reported(outcome, case, info=info) for outcome in outcomes]
     verdicts += [died(cause, case, info=info) for cause in (Cause.CRASHED, Cause.LEASE_EXPIRED)]
-    verdicts.append(decide.interrupted(case, info, error="why"))
+    verdicts += [decide.interrupted(case, info, error="why"), decide.expired()]
 
     for verdict in verdicts:
         to = MOVES[State.PROCESSING, verdict.event]

@@ -54,9 +54,9 @@ async def test_a_job_without_wishes_is_due_at_once(db: Connection) -> None:
 
     row = await one(
         db,
-        """select priority, attempts, max_attempts, claimed, expires_at, timeout_ms,
-            run_at <= clock_timestamp() and run_at > clock_timestamp() - interval '10 s'
-        from taskd.queue where id = %s""",
+        """select q.priority, q.attempts, q.max_attempts, q.claimed, q.expires_at, j.timeout_ms,
+            q.run_at <= clock_timestamp() and q.run_at > clock_timestamp() - interval '10 s'
+        from taskd.queue as q join taskd.jobs as j using (id) where id = %s""",
         job_id,
     )
     assert row == (7, 0, 5, False, None, None, True)
@@ -76,7 +76,7 @@ async def test_a_delay_counts_from_the_insert_by_the_database_clock(db: Connecti
 
     row = await one(
         db,
-        """select q.run_at - j.created_at, q.expires_at - j.created_at, q.timeout_ms
+        """select q.run_at - j.created_at, q.expires_at - j.created_at, j.timeout_ms
         from taskd.queue as q join taskd.jobs as j using (id) where id = %s""",
         job_id,
     )

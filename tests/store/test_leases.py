@@ -6,7 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -495,6 +495,132 @@ async def test_named_nodes_are_rescued_whatever_their_lease(db: Connection) -> N
     assert await status(db, job_id) == "pending"
 
 
+async def rows(db: Connection, statement: str) -> list[tuple[Any, ...]]:
+    return await (await db.execute(statement.encode())).fetchall()
+
+
+PART = "select dead, jobs, failed, more from taskd.rescue(null, 'lease_expired', 'e', p_blocks => 1)"
+
+
+async def spread(db: Connection, *nodes_: int) -> list[str]:
+    """Claim jobs for these nodes in turn, all over a queue of several blocks; return their ids."""
+    await jobs.insert(db, [new_job() for _ in range(300)])
+    ids = []
+    for number in range(30):
+        node = nodes_[number % len(nodes_)]
+        haul = await claim(db, node, number + 1, {"mail": 10})
+        ids += [job.id for job in haul.jobs]
+    assert await one(db, "select pg_relation_size('taskd.queue') / 8192") > 4
+    return ids
+
+
+async def parts(db: Connection) -> list[list[tuple[int, int, int, bool]]]:
+    """Rescue a block at a time until the whole queue was searched."""
+    found: list[list[tuple[int, int, int, bool]]] = []
+    while not found or any(more for *_, more in found[-1]):
+        found.append([tuple(row) for row in await rows(db, PART)])
+    return found
+
+
+async def test_a_large_queue_is_searched_in_parts_and_nothing_is_left(db: Connection) -> None:
+    dead, alive = await add_node(db, "dead"), await add_node(db, "alive")
+    await spread(db, dead, alive)
+    await end_lease(db, dead)
+
+    found = await parts(db)
+
+    assert len(found) > 4
+    assert sum(row[1] for part in found for row in part) == 150
+    assert await column(db, "select distinct node from taskd.queue where claimed") == [alive]
+    assert await one(db, "select search_from from taskd.nodes where id = %s", dead) is None
+    assert await leases.rescue_lost(db) == {}
+    ended = "select count(distinct h.ended_at) from taskd.history as h join taskd.nodes as n using (ended_at)"
+    assert await one(db, ended) == 1, "all at the moment at which the node was marked dead: no settle"
+
+
+async def test_a_search_that_was_left_is_gone_on_with_by_anybody(
+    db: Connection, more: list[Connection]
+) -> None:
+    first, second = await add_node(db, "first"), await add_node(db, "second")
+    await spread(db, first, second)
+    await end_lease(db, first)
+    assert (await rows(db, PART))[0][3], "there is more"
+
+    await end_lease(db, second)  # and another dies before it is over
+    found = await parts(more[0])
+
+    assert {row[0] for part in found for row in part} == {first, second}
+    assert await one(db, "select count(*) from taskd.queue where claimed") == 0
+    assert await one(db, "select count(*) from taskd.history") == 300
+
+
+async def test_a_queue_that_was_rewritten_meanwhile_is_searched_from_its_start(db: Connection) -> None:
+    dead = await add_node(db)
+    await spread(db, dead)
+    await end_lease(db, dead)
+    await rows(db, PART)
+    await rows(db, PART)
+
+    await db.execute("delete from taskd.queue where not claimed")
+    await db.execute("vacuum full taskd.queue")
+    await parts(db)
+
+    assert await one(db, "select count(*) from taskd.queue where claimed") == 0
+
+
+async def test_a_claim_that_cannot_be_taken_away_is_tried_in_the_next_round(db: Connection) -> None:
+    dead = await add_node(db)
+    ids = await spread(db, dead)
+    await end_lease(db, dead)
+    await db.execute(
+        f"""create function taskd.refuse() returns trigger language plpgsql as $$ begin
+            raise exception 'planted';
+        end $$;
+        create trigger refuse before update on taskd.queue for each row
+        when (old.id = '{ids[7]}') execute function taskd.refuse()""".encode()
+    )
+
+    found = await parts(db)
+    assert sum(row[1] for part in found for row in part) == 299
+    assert max(row[2] for part in found for row in part) == 1
+    assert await column(db, "select id::text from taskd.queue where claimed") == [ids[7]]
+    await db.execute("drop trigger refuse on taskd.queue")
+    await parts(db)
+
+    assert await one(db, "select count(*) from taskd.queue where claimed") == 0
+
+
+async def test_a_node_whose_jobs_are_still_looked_for_is_not_forgotten(db: Connection) -> None:
+    dead = await add_node(db)
+    await spread(db, dead)
+    await end_lease(db, dead)
+    await rows(db, PART)
+
+    await nodes.forget(db, age=timedelta(seconds=-1))
+    assert [node.id for node in await nodes.list_(db)] == [dead]
+    beat = await nodes.heartbeat(db, node=await add_node(db, "other"), state="live", info="{}")
+
+    assert beat is not None
+    assert beat.overdue, "whoever beats is told that somebody is to be rescued"
+
+
+async def test_lost_answers_are_looked_for_in_parts(db: Connection) -> None:
+    node = await add_node(db)
+    await spread(db, node)
+    first = 0
+    counts: list[int] = []
+
+    while not counts or first:
+        count, first = await leases.put_back_unanswered(
+            db, node=node, claims=range(1, 31), first=first, blocks=1
+        )
+        counts.append(count)
+
+    assert len(counts) > 4
+    assert sum(counts) == 300
+    assert await one(db, "select count(*) from taskd.queue where claimed") == 0
+
+
 async def test_what_a_lost_answer_took_is_put_back_unrun(db: Connection) -> None:
     node, other = await add_node(db, "a"), await add_node(db, "b")
     await jobs.insert(db, [new_job() for _ in range(3)])
@@ -502,7 +628,7 @@ async def test_what_a_lost_answer_took_is_put_back_unrun(db: Connection) -> None
     known = await claim_one(db, node, 2)
     others = await claim_one(db, other, 1)
 
-    assert await leases.put_back_unanswered(db, node=node, claims=[1, 5]) == 1
+    assert await leases.put_back_unanswered(db, node=node, claims=[1, 5]) == (1, 0)
 
     row = await one(db, "select claimed, claim, attempts, started_at from taskd.queue where id = %s", lost.id)
     assert row == (False, None, 0, None)

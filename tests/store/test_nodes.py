@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from datetime import timedelta
 
+import psycopg
 import pytest
 
 from taskd.model.jobtype import TypeInfo
@@ -131,3 +133,22 @@ async def test_what_can_lose_jobs_is_named_with_what_to_set(
     facts = await nodes.server_facts(db)
 
     assert any(line.startswith(complaint) for line in facts.unsafe())
+
+
+async def test_vitals_tell_of_a_transaction_that_holds_vacuum_back(db: Connection, database_url: str) -> None:
+    async def oldest_s() -> float:
+        return (await nodes.ping(db, channel="taskd", text="ping")).oldest_snapshot_s
+
+    for begins in ("select 1", "select pg_current_xact_id()"):
+        async with await psycopg.AsyncConnection.connect(database_url) as other:
+            await other.set_isolation_level(
+                psycopg.IsolationLevel.REPEATABLE_READ
+                if begins == "select 1"
+                else psycopg.IsolationLevel.READ_COMMITTED
+            )
+            await other.execute(begins.encode())
+            began = time.monotonic()
+            while await oldest_s() < 0.2:
+                assert time.monotonic() - began < 10
+            await other.rollback()
+        assert await oldest_s() < 5

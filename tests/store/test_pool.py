@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import asyncio
-import itertools
 import os
 import random
 import re
@@ -20,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import taskd
-from taskd.errors import BadRow, OutcomeUnknown, SchemaMismatch, StoreUnavailable
+from taskd.errors import BadRow, OutcomeUnknown, SchemaMismatch, StoreUnavailable, Unforeseen
 from taskd.store import pool
 from taskd.store.pool import Connection, Link, NotConnected, Pace, Target, may_be_done
 from tests.factories import one
@@ -161,6 +160,14 @@ async def test_a_row_that_is_refused_is_no_fault_of_the_connection(link: Link, s
     assert link.connected
 
 
+@pytest.mark.parametrize("sqlstate", ["P0001", "0A000", "38000", "42804", "2F003", "21000", "ZZ999"])
+async def test_whatever_else_postgres_says_is_an_error_of_taskd(link: Link, sqlstate: str) -> None:
+    with pytest.raises(Unforeseen, match=sqlstate):
+        await link.run(raises(sqlstate))
+
+    assert link.connected
+
+
 async def test_what_the_driver_refuses_is_a_bad_row_too(link: Link) -> None:
     async def work(conn: Connection) -> None:
         await conn.execute("select %s::text", ("a\x00b",))
@@ -266,32 +273,99 @@ def test_a_pooler_that_refuses_options_gets_none() -> None:
     assert "options" not in Target(url="postgresql://h/x").parameters(options=False)
 
 
-@given(
-    failures=st.lists(st.integers(min_value=1, max_value=50), min_size=2, max_size=60),
-    seed=st.integers(),
-    steps=st.lists(st.floats(min_value=0, max_value=3), min_size=60, max_size=60),
-)
-def test_connects_of_a_process_are_at_most_two_a_second(
-    failures: list[int], seed: int, steps: list[float]
-) -> None:
+@given(steps=st.lists(st.floats(min_value=0, max_value=3), min_size=2, max_size=60))
+def test_connects_of_a_process_are_at_most_two_in_any_second(steps: list[float]) -> None:
     now = 0.0
-    pace = Pace(clock=lambda: now, dice=random.Random(seed))
-    booked = []
-    for failed, step in zip(failures, steps, strict=False):
-        wait_s = pace.wait_s(failed)
-        assert wait_s >= 0.1
-        booked.append(now + wait_s)
+    pace = Pace(clock=lambda: now)
+    begun = []
+    for step in steps:
+        begun.append(now + pace.book())
         now += step
 
-    booked.sort()
-    assert all(later - earlier >= 0.5 - 1e-9 for earlier, later in itertools.pairwise(booked))
+    assert begun == sorted(begun)
+    assert all(third - first > 1 for first, third in zip(begun, begun[2:], strict=False))
+
+
+async def test_a_process_that_starts_connects_at_once_and_then_keeps_its_pace(database_url: str) -> None:
+    pace = Pace()
+    links = [Link(Target(url=database_url), pace) for _ in range(3)]
+    began = time.monotonic()
+
+    for link in links:
+        await answered(link)
+    assert time.monotonic() - began < 0.9
+    for link in links:
+        await link.renew()
+    for link in links:
+        await answered(link)
+
+    assert time.monotonic() - began > 2.0, "three more connects, after three that were made at once"
+    for link in links:
+        await link.close()
+
+
+async def test_a_first_connect_waits_its_turn_when_the_server_is_away() -> None:
+    pace = Pace(dice=random.Random(1))
+    target = Target(url="postgresql://x@127.0.0.1:1/x")
+    connects = []
+    began = time.monotonic()
+
+    for link in [Link(target, pace) for _ in range(4)]:
+        with pytest.raises(NotConnected):
+            await link.run(sends("select 1"), deadline_s=10)
+        connects.append(time.monotonic() - began)
+
+    assert connects[1] < 0.9
+    assert connects[2] > 1.0
+    assert connects[3] > 1.0
+
+
+async def test_a_server_that_answers_one_link_is_tried_by_the_others_at_once(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pace = Pace(dice=random.Random(1))
+    one_, other = Link(Target(url=database_url), pace), Link(Target(url=database_url), pace)
+    monkeypatch.setattr(pace, "jitter_s", lambda failures: 60.0)
+    pid = await answered(other)
+    with frozen(pid), pytest.raises(StoreUnavailable):
+        await other.run(sends("select 1"), deadline_s=0.1)
+    assert other.wait_s > 50
+
+    await one_.run(sends("select 1"))
+
+    assert other.wait_s == 0
+    assert await answered(other) != pid
+    await one_.close()
+    await other.close()
+
+
+async def test_an_old_connection_is_kept_while_no_other_may_be_made(
+    link: Link, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = await answered(link)
+    link._pace.book()
+    monkeypatch.setattr(pool, "MAX_AGE_S", 0.0)
+
+    assert await answered(link) == first
+
+
+async def test_a_link_is_renewed_after_the_statement_that_is_under_way(link: Link) -> None:
+    first = await answered(link)
+    waits = asyncio.create_task(link.run(sends("select pg_backend_pid() from pg_sleep(0.2)")))
+    await asyncio.sleep(0)
+
+    await link.renew()
+
+    assert await waits == first
+    assert await answered(link) != first
 
 
 def test_waits_grow_with_the_failures_up_to_five_seconds() -> None:
-    dice = random.Random(3)
-    longest = [max(Pace(clock=lambda: 0.0, dice=dice).wait_s(n) for _ in range(300)) for n in (1, 3, 20)]
+    pace = Pace(dice=random.Random(3))
+    longest = [max(pace.jitter_s(n) for _ in range(300)) for n in (1, 3, 20)]
 
     assert longest == pytest.approx([0.2, 0.8, 5.0], rel=0.05)
+    assert min(pace.jitter_s(n) for n in range(50)) >= 0.1
 
 
 def _unavailable(cause: BaseException | None) -> StoreUnavailable:
@@ -305,6 +379,7 @@ def _unavailable(cause: BaseException | None) -> StoreUnavailable:
     [
         pytest.param(NotConnected("x"), False, id="nothing was sent"),
         pytest.param(BadRow("x", sqlstate="23505"), False, id="refused"),
+        pytest.param(Unforeseen("x"), False, id="refused for no reason that we know"),
         pytest.param(_unavailable(psycopg.errors.SerializationFailure("x")), False, id="rolled back"),
         pytest.param(_unavailable(psycopg.errors.QueryCanceled("x")), False, id="timed out in the server"),
         pytest.param(_unavailable(psycopg.OperationalError("x")), True, id="the connection broke"),
@@ -313,7 +388,9 @@ def _unavailable(cause: BaseException | None) -> StoreUnavailable:
         pytest.param(OutcomeUnknown("x"), True, id="committed, not replicated"),
     ],
 )
-def test_what_failed_may_have_happened_or_not(error: StoreUnavailable | BadRow, may: bool) -> None:
+def test_what_failed_may_have_happened_or_not(
+    error: StoreUnavailable | BadRow | Unforeseen, may: bool
+) -> None:
     assert may_be_done(error) == may
 
 

@@ -25,6 +25,7 @@ from taskd.store import (
     leases,
     limits,
     migrate,
+    moves,
     nodes,
     roles,
     submit,
@@ -220,19 +221,24 @@ STATEMENTS: Mapping[str, tuple[frozenset[str], Work]] = {
     "settled_by": (ALL_READERS, lambda conn: leases.settled_by(conn, node=1, claims={str(FIRST): 1})),
     "put_back_unanswered": (WORKER, lambda conn: leases.put_back_unanswered(conn, node=1, claims=[1])),
     "rescue_lost": (WORKER, leases.rescue_lost),
+    "bring_forward": (WORKER, lambda conn: leases.bring_forward(conn, until=datetime.now(UTC))),
     "rescue_named": (
         WORKER,
         lambda conn: leases.rescue_named(conn, nodes=[1], cause="crashed", error="gone"),
     ),
     "expire_jobs": (WORKER, leases.expire),
     "floors": (WORKER, lambda conn: leases.unclaimed(conn, {("plain", 0): (START, END)})),
+    # moves: the API makes them by functions with the owner's rights, and workers carry out what was asked
+    "cancel_jobs": (BOTH, lambda conn: moves.cancel(conn, [FIRST], client=None)),
+    "retry_jobs": (API, lambda conn: moves.retry(conn, [FIRST], client=None)),
+    "asked_to_cancel": (ALL_READERS, lambda conn: moves.asked(conn, node=1)),
+    "cancel_requested": (BOTH, moves.cancel_requested),
     # nodes
     "register_node": (
         WORKER,
         lambda conn: nodes.register(conn, name="n", host="h", pid=1, version="0", lease=LEASE, info="{}"),
     ),
     "heartbeat": (WORKER, lambda conn: nodes.heartbeat(conn, node=1, state="live", info="{}")),
-    "vitals": (EVERYBODY, nodes.vitals),
     "ping": (EVERYBODY, lambda conn: nodes.ping(conn, channel="none", text="ping")),
     "known_node": (ALL_READERS, lambda conn: nodes.known(conn, node=1, name="n", host="h", pid=1)),
     "node_ended": (WORKER, raw("node_ended", node=1)),
@@ -276,14 +282,15 @@ async def test_the_owner_runs_every_statement(conn: Connection, name: str) -> No
 # -- tables: what each role may do to each, column by column -----------------------------------------------
 
 ALL = "*"
-QUEUED = "id run_at expires_at timeout_ms priority max_attempts keyed type"
+QUEUED = "id run_at expires_at priority max_attempts keyed type"
 SHOWN = (
     "id client name description prefix public_id pepper_version fingerprint scopes types rate burst"
     " max_pending created_at expires_at revoked_at last_used_at rotated_from"
 )
 OPEN = [
     *("migrations", "jobs", "queue", "outcomes", "history", "unique_keys", "lanes", "nodes", "types"),
-    *("node_types", "type_limits", "running", "schedules", "key_buckets", "audit", "job_view"),
+    *("node_types", "type_limits", "running", "cancel_requests", "schedules", "key_buckets", "audit"),
+    "job_view",
 ]
 NOTED = "actor action target address request_id detail"
 
@@ -299,6 +306,7 @@ RIGHTS: Mapping[str, Mapping[str, Mapping[str, str]]] = {
         "nodes": {"select": ALL},
         "types": {"select": ALL},
         "node_types": {"select": ALL},
+        "cancel_requests": {"select": ALL},
         "api_keys": {
             "select": ALL,
             "insert": "id client name description prefix public_id digest pepper_version fingerprint scopes"
@@ -324,7 +332,7 @@ RIGHTS: Mapping[str, Mapping[str, Mapping[str, str]]] = {
         "nodes": {
             "select": ALL,
             "insert": "name host pid version lease lease_until info",
-            "update": "state lease_until heartbeat_at ended_at info",
+            "update": "state lease_until heartbeat_at ended_at search_from search_file search_again info",
             "delete": ALL,
         },
         "types": {
@@ -340,6 +348,7 @@ RIGHTS: Mapping[str, Mapping[str, Mapping[str, str]]] = {
             "delete": ALL,
         },
         "running": {"select": ALL, "insert": ALL, "update": "jobs", "delete": ALL},
+        "cancel_requests": {"select": ALL},
         "audit": {"insert": NOTED},
     },
     roles.SUBMIT: {},
@@ -393,9 +402,12 @@ FUNCTIONS: Mapping[str, frozenset[str]] = {
     "settle_completed": WORKER,
     "settle_others": WORKER,
     "rescue": WORKER,
+    "take_away": WORKER,
     "floors": WORKER,
     "history_of": READERS,
     "take_tokens": API,
+    "cancel_jobs": BOTH,
+    "retry_jobs": API,
     "submit": frozenset({roles.SUBMIT}),
     "submit_many": frozenset({roles.SUBMIT}),
 }
@@ -421,7 +433,8 @@ async def test_functions_that_lend_their_owners_rights_find_names_where_they_sho
         " where pronamespace = 'taskd'::regnamespace and prosecdef order by 1",
     )
 
-    assert found == [("submit", True), ("submit_many", True), ("take_tokens", True)]
+    lending = ["cancel_jobs", "retry_jobs", "submit", "submit_many", "take_tokens"]
+    assert found == [(name, True) for name in lending]
 
 
 FOREIGN = [
@@ -581,7 +594,7 @@ async def _work(conn: Connection) -> None:
     assert await leases.settled_by(conn, node=me, claims=dict.fromkeys(ended + again, 1)) == {*ended, *again}
 
     assert await claimed(me, 2) == set(again)
-    assert await leases.put_back_unanswered(conn, node=me, claims=[2]) == 2
+    assert await leases.put_back_unanswered(conn, node=me, claims=[2]) == (2, 0)
     await stored(held("bound", max_attempts=1), held("plain", max_attempts=1))
     assert len(await claimed(other, 1)) == 4
     rescued = await leases.rescue_named(conn, nodes=[other], cause="lease_expired", error="gone")

@@ -119,7 +119,9 @@ async def test_every_option_is_stored(app: Connection) -> None:
     assert shown[:6] == ("scheduled", -100, 100, "order 1", ["a", "b"], {"m": 1})
     assert shown[6].total_seconds() == 90.5
     [[timeout_ms, keyed, expires]] = await rows(
-        app, "select timeout_ms, keyed, expires_at > clock_timestamp() from taskd.queue"
+        app,
+        "select timeout_ms, keyed and key_hash is not null, expires_at > clock_timestamp()"
+        " from taskd.queue join taskd.jobs using (id)",
     )
     assert (timeout_ms, keyed, expires) == (60_000, True, True)
 
