@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,6 +11,7 @@ import msgspec
 
 from taskd.errors import BadRow, Refused, SchemaMismatch, StoreUnavailable
 from taskd.model.job import Job, Run
+from taskd.model.state import State
 from taskd.service.health import Ready
 from taskd.service.jobs import Bulk, Submitted
 from taskd.store.audit import Entry
@@ -58,21 +58,25 @@ STATUS: Mapping[str, int] = {
 _encode = msgspec.json.Encoder().encode
 
 
-@dataclass(slots=True)
-class Answer:
+class Answer(msgspec.Struct):
     """One answer. `headers` are those beyond the ones that every answer has; `close` ends the connection."""
 
     status: int
     body: bytes = b""
-    headers: list[tuple[str, str]] = field(default_factory=list)
+    headers: Iterable[tuple[str, str]] = ()
     close: bool = False
     kind: str = JSON
     """Its media type; an answer without a body has none."""
 
 
-def ok(members: Mapping[str, Any], *, status: int = 200, headers: Iterable[tuple[str, str]] = ()) -> Answer:
+def ok(
+    members: Mapping[str, Any] | msgspec.Struct,
+    *,
+    status: int = 200,
+    headers: Iterable[tuple[str, str]] = (),
+) -> Answer:
     """Return an answer with these members, in their order."""
-    return Answer(status, _encode(members), list(headers))
+    return Answer(status, _encode(members), headers)
 
 
 def error(problem: Exception, request_id: str) -> Answer:
@@ -86,7 +90,7 @@ def error(problem: Exception, request_id: str) -> Answer:
         **refused.extra,
     }
     status = STATUS[refused.error]
-    return Answer(status, _encode(members), list(refused.headers.items()))
+    return Answer(status, _encode(members), refused.headers.items())
 
 
 def refusal(problem: Exception, request_id: str) -> Refused:
@@ -117,18 +121,48 @@ def moment(at: datetime | None) -> str | None:
     return at.astimezone(UTC).replace(tzinfo=None).isoformat() + "Z"
 
 
-def submitted(receipt: Submitted) -> dict[str, Any]:
-    """Return the members of the answer to a submit."""
+class SubmittedJob(msgspec.Struct, gc=False):
+    """The members of the answer to a submit; those that are UNSET come with `?wait=` alone.
+
+    A struct, as this is the answer of which there are thousands a second.
+    """
+
+    message: str
+    id: str
+    job_id: str
+    status: State
+    scheduled_at: datetime
+    duplicate: bool
+    warnings: tuple[str, ...]
+    attempts: int | msgspec.UnsetType = msgspec.UNSET
+    error_message: str | msgspec.UnsetType | None = msgspec.UNSET
+    result: msgspec.Raw | msgspec.UnsetType | None = msgspec.UNSET
+    started_at: str | msgspec.UnsetType | None = msgspec.UNSET
+    finished_at: str | msgspec.UnsetType | None = msgspec.UNSET
+
+    def add(self, outcome: Job) -> None:
+        """Tell what became of the job so far."""
+        self.status = outcome.status
+        self.attempts = outcome.attempts
+        self.error_message = outcome.error_message
+        self.result = raw(outcome.result)
+        self.started_at = moment(outcome.started_at)
+        self.finished_at = moment(outcome.finished_at)
+
+
+def submitted(receipt: Submitted) -> SubmittedJob:
+    """Return the answer to a submit."""
     job_id = str(receipt.id)
-    return {
-        "message": "Message successfully received",
-        "id": f"Message of id: {job_id}",
-        "job_id": job_id,
-        "status": receipt.status.value,
-        "scheduled_at": moment(receipt.run_at),
-        "duplicate": receipt.duplicate,
-        "warnings": list(receipt.warnings),
-    }
+    run_at = receipt.run_at
+    return SubmittedJob(
+        message="Message successfully received",
+        id=f"Message of id: {job_id}",
+        job_id=job_id,
+        status=receipt.status,
+        scheduled_at=run_at if run_at.tzinfo is UTC else run_at.astimezone(UTC),
+        duplicate=receipt.duplicate,
+        warnings=receipt.warnings,
+    )
 
 
 def submitted_bulk(bulk: Bulk) -> dict[str, Any]:

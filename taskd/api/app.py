@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import os
 import resource
 import secrets
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -119,7 +118,7 @@ class Door:
                 reads=reads,
                 waiting=self.waiting,
                 now=now,
-                dice=os.urandom,
+                dice=_dice(),
             ),
             keys=Keys(side, pepper=settings.pepper, now=now, dice=secrets.token_bytes),
             audit=Audit(side),
@@ -157,51 +156,63 @@ class Door:
     async def handle(self, request: DoorRequest) -> Answer:
         """Answer one request."""
         try:
-            return await self._answer(request)
+            call: Call | None = request.kept
+            if call is None:
+                call = request.kept = self._recognise(request)
+            route = call.route
+            if self.draining_at is not None and request.started_at >= self.draining_at:
+                return self._shut(request)
+            now = request.door.protocol.loop.time()
+            request.answer_by = now + PATIENCE_S
+            if route.scope is None and not route.admin:
+                return await route.run(call)
+            self.flight.enter()
+            try:
+                if route.admin:
+                    self._guard.admin(request)
+                else:
+                    await self._check_key(call, route.scope, now)
+                if route.body:
+                    await self._read_body(call)
+                return await route.run(call)
+            finally:
+                self.flight.leave()
+                call.body = b""  # what is kept of the request is its head
         except Ended:
             raise
         except Exception as problem:  # the edge: every error becomes an answer here
             return answers.error(problem, request.door_id)
 
-    async def _answer(self, request: DoorRequest) -> Answer:
-        loop = asyncio.get_running_loop()
+    def _recognise(self, request: DoorRequest) -> Call:
         path = request.raw_url.partition(b"?")[0].decode("ascii")
         route, parts = self._find(path, request.method)
-        if self.draining_at is not None and request.started_at >= self.draining_at:
-            answer = answers.error(
-                Refused("shutting_down", "this server is shutting down", headers={"Retry-After": "1"}),
-                request.door_id,
-            )
-            answer.close = True
-            return answer
-        request.answer_by = loop.time() + PATIENCE_S
-        call = Call(request, self.services, parts, self._guard.address(request), self.flight)
-        if route.scope is None and not route.admin:
-            return await route.run(call)
-        self.flight.enter()
-        try:
-            if route.admin:
-                self._guard.admin(request)
-            else:
-                await self._check_key(call, route)
-            if route.body:
-                await self._read_body(call, route)
-            return await route.run(call)
-        finally:
-            self.flight.leave()
+        return Call(request, self.services, route, parts, self._guard.address(request), self.flight)
 
-    async def _check_key(self, call: Call, route: Route) -> None:
-        key = call.key = await self._guard.key(call.request, call.until)
-        await self._throttle.take(key, call.request, call.until)
-        if route.scope not in key.scopes:
-            raise Refused("forbidden", f"this key does not have the scope {route.scope}")
-        if route.scope == "jobs:write" and key.max_pending is not None:
+    def _shut(self, request: DoorRequest) -> Answer:
+        refused = Refused("shutting_down", "this server is shutting down", headers={"Retry-After": "1"})
+        answer = answers.error(refused, request.door_id)
+        answer.close = True
+        return answer
+
+    async def _check_key(self, call: Call, scope: str | None, now: float) -> None:
+        request = call.request
+        key = call.key  # of the last request with this head: the bytes of its key are the same
+        if key is None or not self.ring.still(key, now):
+            call.key = None
+            key = call.key = await self._guard.key(request, request.answer_by)
+        if not self._throttle.from_hand(key, request, request.answer_by):
+            await self._throttle.take(key, request, request.answer_by)
+        if scope not in key.scopes:
+            raise Refused("forbidden", f"this key does not have the scope {scope}")
+        if scope == "jobs:write" and key.max_pending is not None:
             await self.backlog.admit_client(key.client, key.max_pending, call.until)
 
-    async def _read_body(self, call: Call, route: Route) -> None:
-        call.ndjson = check_media_type(call.request, ndjson=route.ndjson)
-        if call.request.door.arrived:
-            call.body = await self._bodies.read(call.request)
+    async def _read_body(self, call: Call) -> None:
+        if call.ndjson is None:
+            call.ndjson = check_media_type(call.request, ndjson=call.route.ndjson)
+        body = self._bodies.arrived(call.request)
+        if body is not None:
+            call.body = body
             return
         self.flight.leave()
         try:
@@ -261,6 +272,23 @@ def create_app(settings: ApiSettings, strikes: Strikes) -> Sanic[Any, Any]:
 async def _unused(request: Any, **parts: str) -> None:
     """Stand in Sanic's table of routes; `Door` runs them."""
     raise AssertionError
+
+
+def _dice() -> Callable[[int], bytes]:
+    """Return what gives random bytes for ids, taken from the system for many ids at a time.
+
+    A system call for each takes as long as all else that makes an id. Not for secrets.
+    """
+    drawn, used = b"", 0
+
+    def draw(count: int) -> bytes:
+        nonlocal drawn, used
+        if used + count > len(drawn):
+            drawn, used = os.urandom(max(count, 4096)), 0
+        used += count
+        return drawn[used - count : used]
+
+    return draw
 
 
 def _max_connections() -> int:

@@ -42,16 +42,22 @@ class Bodies:
         self._max_body = max_body
         self._free = held
 
+    def arrived(self, request: DoorRequest) -> bytes | None:
+        """Return the body of a request if all of it is here already, else None.
+
+        Raises:
+            Refused: `too_large`.
+        """
+        return request.door.arrived_body(self._max_body)
+
     async def read(self, request: DoorRequest) -> bytes:
-        """Return the whole body.
+        """Return the whole body, of which some is still to come.
 
         Raises:
             Refused: `too_large`, `request_timeout`, `bad_request`, or `overloaded` when the memory for
                 bodies is taken.
         """
         door = request.door
-        if door.arrived:
-            return await door.read_body(self._max_body)
         wanted = self._max_body if door.rest == "chunked" else min(door.left, self._max_body)
         if wanted > self._free:
             raise Refused("overloaded", "too many bodies are on their way", headers={"Retry-After": "1"})

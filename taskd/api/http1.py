@@ -12,6 +12,7 @@ import logging
 import re
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from http import HTTPStatus
 from typing import Any, Literal, Protocol
 
@@ -33,7 +34,6 @@ LINGER_BYTES = 64 << 20
 SMALL = 64 << 10
 """An unread rest of a body up to this size is read to keep the connection; a larger one ends it."""
 
-_NO_HEAD = Head("", "", 1, [], None, False, False, False)
 _HIGH_WATER = 64 << 10
 _CHUNK = re.compile(rb"([0-9a-fA-F]{1,16})(?:[ \t]*;[^\r\n]{0,64})?")
 _REASONS = {status.value: status.phrase for status in HTTPStatus}
@@ -59,9 +59,13 @@ class Handler(Protocol):
 
 
 class DoorRequest(Request):
-    """One request with what the checks at the door found out about it."""
+    """One request with what the checks at the door found out about it.
 
-    __slots__ = ("answer_by", "door", "door_id", "extra", "started_at")
+    When the next request of the connection has the same head, byte by byte, it is this object again: what
+    follows from the head alone is found out once.
+    """
+
+    __slots__ = ("answer_by", "door", "door_id", "extra", "kept", "started_at")
 
     door: DoorHttp
     """What reads its body."""
@@ -72,14 +76,27 @@ class DoorRequest(Request):
     """When its first byte was seen, by the loop's clock."""
     answer_by: float
     """Until when the database may take, by the loop's clock."""
-    extra: list[tuple[str, str]]
-    """Headers that its answer gets, whatever the answer is."""
+    extra: str
+    """Header lines, each with its end, that its answer gets, whatever the answer is."""
+    kept: Any
+    """What the handler has found out from the head, for itself; None at first."""
 
 
 class DoorHttp:
     """Reads requests of one connection and writes their answers, one after the other."""
 
-    __slots__ = ("busy", "keep_alive", "left", "protocol", "rest", "waits", "without_body")
+    __slots__ = (
+        "_head",
+        "_last",
+        "_raw",
+        "busy",
+        "keep_alive",
+        "left",
+        "protocol",
+        "rest",
+        "waits",
+        "without_body",
+    )
 
     def __init__(self, protocol: DoorProtocol) -> None:
         self.protocol = protocol
@@ -94,31 +111,58 @@ class DoorHttp:
         """Whether the client waits for `100 Continue`."""
         self.without_body = False
         """Whether the answer goes without its body: the request was HEAD."""
+        self._raw = b""
+        """The last head that was read, with the empty line at its end."""
+        self._head: Head
+        self._last: DoorRequest | None = None
+        """The request with that head."""
 
     async def serve(self) -> None:
         """Serve requests until the connection ends."""
         protocol = self.protocol
         handler: Handler = protocol.app.ctx.door
         while self.keep_alive:
-            self.rest, self.waits, self.without_body = "", False, False
             if not protocol.recv_buffer:
                 await protocol.receive_more()
             if protocol.since is None:  # a request that came together with the one before
                 protocol.since = protocol.loop.time()
+            self.without_body = False
             request: DoorRequest | None = None
             request_id = handler.request_id()
             try:
-                request = await self._read_request()
+                request = self._again()
+                if request is None:
+                    request = await self._read_request()
             except (Refused, SanicException) as refused:
                 answer = answers.error(_refused(refused), request_id)
                 answer.close = True
             else:
                 self.busy = True
                 request.door_id = request_id
+                request.started_at = protocol.since
+                request.extra = ""
                 answer = await handler.handle(request)
-            await self._write(answer, request, request_id, handler.hsts)
+            data = self._written(answer, request, request_id, handler.hsts)
+            if protocol.writable:
+                protocol.write(data)
+            else:
+                await protocol.send(data)
+            if self.rest or request is None:
+                await self._clear_up(request)
             self.busy = False
             protocol.since = None
+
+    def _again(self) -> DoorRequest | None:
+        """Return the last request when the head of the next one is the same; None when it is to be read.
+
+        Clients repeat themselves: most requests of a connection are alike.
+        """
+        buffer = self.protocol.recv_buffer
+        if self._last is None or not buffer.startswith(self._raw):
+            return None
+        del buffer[: len(self._raw)]
+        self._begin(self._head)
+        return self._last
 
     async def _read_request(self) -> DoorRequest:
         protocol, buffer = self.protocol, self.protocol.recv_buffer
@@ -135,18 +179,10 @@ class DoorHttp:
             seen = len(buffer)
             start = max(0, seen - 3)
             await protocol.receive_more()
-        raw = bytes(buffer[:end])
+        raw = bytes(buffer[: end + 4])
         del buffer[: end + 4]
-        if raw == protocol.last_head[0]:  # clients repeat themselves: most requests of a connection are alike
-            head = protocol.last_head[1]
-        else:
-            head = read_head(raw)
-            protocol.last_head = (raw, head)
-        self.keep_alive = head.keep_alive
-        self.without_body = head.method == "HEAD"
-        self.waits = head.waits
-        self.left = head.length or 0
-        self.rest = "chunked" if head.chunked else "sized" if head.length else ""
+        head = read_head(raw[:-4])
+        self._begin(head)
         request = DoorRequest(
             url_bytes=head.target.encode("ascii"),
             headers=Header(head.headers),
@@ -158,24 +194,43 @@ class DoorHttp:
         )
         request.door = self
         request.conn_info = protocol.conn_info
-        request.started_at = protocol.loop.time() if protocol.since is None else protocol.since
-        request.extra = []
+        request.kept = None
+        self._raw, self._head, self._last = raw, head, request
         return request
 
-    @property
-    def arrived(self) -> bool:
-        """Whether the whole body is in the buffer already, or there is none."""
-        return not self.rest or (self.rest == "sized" and len(self.protocol.recv_buffer) >= self.left)
+    def _begin(self, head: Head) -> None:
+        self.keep_alive = head.keep_alive
+        self.without_body = head.method == "HEAD"
+        self.waits = head.waits
+        self.left = head.length or 0
+        self.rest = "chunked" if head.chunked else "sized" if head.length else ""
+
+    def arrived_body(self, most: int) -> bytes | None:
+        """Return the whole body, which is empty when there is none; None when not all of it is here yet.
+
+        Raises:
+            Refused: `too_large`, it is longer than `most`.
+        """
+        if not self.rest:
+            return b""
+        buffer = self.protocol.recv_buffer
+        left = self.left
+        if self.rest == "chunked" or len(buffer) < left:
+            return None
+        if left > most:
+            raise _too_large(most)
+        self.rest, self.left, self.waits = "", 0, False
+        data = bytes(buffer[:left])
+        del buffer[:left]
+        return data
 
     async def read_body(self, most: int) -> bytes:
-        """Return the whole body.
+        """Return the whole body, of which some is still to come (`arrived_body`).
 
         Raises:
             Refused: `too_large` as soon as it is known to be longer than `most`; `bad_request` for a
                 broken chunk; `request_timeout`.
         """
-        if not self.rest:
-            return b""
         if self.rest == "sized":
             if self.left > most:
                 raise _too_large(most)
@@ -243,27 +298,24 @@ class DoorHttp:
         self.keep_alive = False
         return Refused("bad_request", "the body's chunks are broken")
 
-    async def _write(self, answer: Answer, request: DoorRequest | None, request_id: str, hsts: bool) -> None:
+    def _written(self, answer: Answer, request: DoorRequest | None, request_id: str, hsts: bool) -> bytes:
+        """Return the bytes of an answer, and decide whether the connection goes on after it."""
         small = self.rest == "sized" and self.left <= SMALL and not self.waits
         if answer.close or (self.rest and not small) or self.protocol.ended:
             self.keep_alive = False
-        lines = [
-            f"HTTP/1.1 {answer.status} {_REASONS.get(answer.status, '')}",
-            f"X-Request-Id: {request_id}",
-            "Cache-Control: no-store",
-            "X-Content-Type-Options: nosniff",
-            f"Connection: {'keep-alive' if self.keep_alive else 'close'}",
-        ]
+        body = answer.body
+        head = f"{_fixed(answer.status, answer.kind, self.keep_alive, hsts)}X-Request-Id: {request_id}\r\n"
         if answer.status != 204:
-            lines.append(f"Content-Type: {answer.kind}")
-            lines.append(f"Content-Length: {len(answer.body)}")
-        if hsts:
-            lines.append("Strict-Transport-Security: max-age=31536000")
-        lines += [f"{name}: {value}" for name, value in answer.headers]
+            head += f"Content-Length: {len(body)}\r\n"
+        for name, value in answer.headers:
+            head += f"{name}: {value}\r\n"
         if request is not None:
-            lines += [f"{name}: {value}" for name, value in request.extra]
-        head = "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n"
-        await self.protocol.send(head if self.without_body else head + answer.body)
+            head += request.extra
+        data = (head + "\r\n").encode("latin-1")
+        return data if self.without_body else data + body
+
+    async def _clear_up(self, request: DoorRequest | None) -> None:
+        """After an answer that came before the request was read to its end: get rid of the rest."""
         if self.rest and self.keep_alive:
             try:
                 await self._take_rest()
@@ -276,7 +328,7 @@ class DoorHttp:
 class DoorProtocol(HttpProtocol):
     """One connection, with a deadline for each request that `look` enforces."""
 
-    __slots__ = ("cut", "discarded", "door", "ended", "last_head", "on_end", "paused", "since")
+    __slots__ = ("_waiter", "cut", "discarded", "door", "ended", "on_end", "paused", "since")
 
     app: Any
     recv_buffer: bytearray
@@ -293,7 +345,8 @@ class DoorProtocol(HttpProtocol):
         """Whether the client sends no more."""
         self.on_end: Callable[[], object] | None = None
         """Called when the client sends no more, or is gone: whoever holds an answer back lets it go."""
-        self.last_head: tuple[bytes, Head] = (b"", _NO_HEAD)
+        self._waiter: asyncio.Future[None] | None = None
+        """What is told when something has come, or the request's time is over."""
         self.paused = False
         self.discarded = -1
         """Bytes thrown away; -1 while they are kept."""
@@ -326,10 +379,26 @@ class DoorProtocol(HttpProtocol):
             self._task = None
             self.close()
 
+    @property
+    def writable(self) -> bool:
+        """Whether the client has read enough of what was written before."""
+        return bool(self._can_write.is_set())
+
     async def send(self, data: bytes) -> None:
-        """Write, once the client has read enough of what was written before."""
-        if not self._can_write.is_set():
-            await self._can_write.wait()
+        """Write, once the client has read enough of what was written before.
+
+        Raises:
+            Ended: the client is gone.
+        """
+        await self._can_write.wait()
+        self.write(data)
+
+    def write(self, data: bytes) -> None:
+        """Write now.
+
+        Raises:
+            Ended: the client is gone.
+        """
         if self.transport is None or self.transport.is_closing():
             raise Ended
         self.transport.write(data)
@@ -349,8 +418,7 @@ class DoorProtocol(HttpProtocol):
                 self.paused = False
                 self.transport.resume_reading()
             size = len(self.recv_buffer)
-            self._data_received.clear()
-            await self._data_received.wait()
+            await self._next()
             if self.cut:
                 raise Refused("request_timeout", "the request did not arrive in time")
             if len(self.recv_buffer) > size:
@@ -373,16 +441,27 @@ class DoorProtocol(HttpProtocol):
             self.paused = False
             self.transport.resume_reading()
         if not self.ended:
-            self._data_received.clear()
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._data_received.wait(), LINGER_S)
+                await asyncio.wait_for(self._next(), LINGER_S)
+
+    async def _next(self) -> None:
+        """Return when `_wake` is called."""
+        self._waiter = self.loop.create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     def data_received(self, data: bytes) -> None:
         """Keep what came, up to a bound beyond which the socket is not read."""
         if self.discarded >= 0:
             self.discarded += len(data)
             if self.discarded > LINGER_BYTES:
-                self._data_received.set()
+                self._wake()
             return
         buffer = self.recv_buffer
         if not buffer and self.since is None:
@@ -391,12 +470,12 @@ class DoorProtocol(HttpProtocol):
         if len(buffer) >= _HIGH_WATER and self.transport is not None:
             self.paused = True
             self.transport.pause_reading()
-        self._data_received.set()
+        self._wake()
 
     def eof_received(self) -> bool:
         """Let a request that is under way be answered: its client may only have closed its half."""
         self.ended = True
-        self._data_received.set()
+        self._wake()
         if self.on_end is not None:
             self.on_end()
         return self.since is not None and self.transport is not None and self.transport.can_write_eof()
@@ -416,7 +495,23 @@ class DoorProtocol(HttpProtocol):
             if self.cut and now - self.since > 2 * request_timeout_s:
                 self.abort()  # type: ignore[no-untyped-call]
             self.cut = True
-            self._data_received.set()
+            self._wake()
+
+
+@cache
+def _fixed(status: int, kind: str, keep_alive: bool, hsts: bool) -> str:
+    """Return the lines of a head that many answers share."""
+    lines = [
+        f"HTTP/1.1 {status} {_REASONS.get(status, '')}",
+        "Cache-Control: no-store",
+        "X-Content-Type-Options: nosniff",
+        f"Connection: {'keep-alive' if keep_alive else 'close'}",
+    ]
+    if status != 204:
+        lines.append(f"Content-Type: {kind}")
+    if hsts:
+        lines.append("Strict-Transport-Security: max-age=31536000")
+    return "\r\n".join(lines) + "\r\n"
 
 
 def _too_large(most: int) -> Refused:

@@ -74,17 +74,22 @@ class Services:
 
 @dataclass(slots=True)
 class Call:
-    """One request that passed the checks of its route. `key` is set where the route has a scope."""
+    """A request and what follows from its head; kept with it, for the next one with the same head.
+
+    `key` and `ndjson` are set once that was checked: a handler runs after all checks of its route.
+    """
 
     request: DoorRequest
     services: Services
+    route: Route
     parts: Mapping[str, str]
     """The named parts of the path, as they stand in it."""
     address: str
     flight: Flight
     key: Key | None = None
+    """The key of a route that has a scope."""
     body: bytes = b""
-    ndjson: bool = False
+    ndjson: bool | None = None
     """Whether the body is NDJSON."""
 
     @property
@@ -113,9 +118,9 @@ class Call:
         Raises:
             Refused: `invalid_field` for one that stands there twice, `bad_request` for what is no query.
         """
-        text = self.request.raw_url.partition(b"?")[2].decode("ascii")
-        if not text:
+        if b"?" not in self.request.raw_url:
             return {}
+        text = self.request.raw_url.partition(b"?")[2].decode("ascii")
         try:
             pairs = parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=MAX_PARAMETERS)
         except ValueError:

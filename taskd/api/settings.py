@@ -15,6 +15,13 @@ if TYPE_CHECKING:
 
 FLIGHT = 256
 """Requests at work in one process; a further one is refused at once (P15)."""
+BACKLOG = 1024
+LINGER_S = 3.0
+"""How long open connections are still answered (503) in a drain when nothing else holds it up."""
+GRACE_S = 20.0
+"""How long requests that have begun may take in a drain."""
+SERVING, UNSAFE = b"r", b"u"
+"""What a process tells its parent: that it serves, or that the database would lose jobs, and why."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,6 +12,7 @@ window ever sees more than burst + rate x T. They don't go bad: a client below i
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import OrderedDict
 from dataclasses import dataclass
 from uuid import UUID
@@ -56,6 +57,11 @@ class _Hand:
     """Tokens of one key that were taken and not yet used, and what the bucket was like then."""
 
     limit: Limit
+    single: Want
+    """What a request asks for that finds nothing in hand: one object, so that those of a batch are told
+    to be the same at a glance."""
+    most: int
+    """How many tokens may be in hand; 0 for all but large bursts."""
     tokens: int = 0
     remaining: int = 0
     reset_s: float = 0.0
@@ -81,39 +87,46 @@ class Throttle:
             Refused: `rate_limited`.
             StoreUnavailable: no answer until `until`, by the loop's clock.
         """
-        loop = asyncio.get_running_loop()
-        hand = self._hand(key)
-        if hand is not None and hand.tokens >= tokens:
-            hand.tokens -= tokens
-            if 2 * hand.tokens < in_hand(key.limit) and not hand.filling:
-                self._fill(key, hand, until)
-            _tell(key, request, hand.remaining + hand.tokens, hand.reset_s)
+        if self.from_hand(key, request, until, tokens):
             return
         shut = self._shut.get(key.id)
         if shut is not None:
-            if shut[0] > loop.time() and shut[2] == key.limit:  # by another limit it was another wait
-                raise _refusal(key, request, shut[0] - loop.time(), shut[1] - loop.time())
+            now = asyncio.get_running_loop().time()
+            if shut[0] > now and shut[2] == key.limit:  # by another limit it was another wait
+                raise _refusal(key, request, shut[0] - now, shut[1] - now)
             del self._shut[key.id]
-        taken = await self._batches.ask(Want(key.id, shared(key.limit), tokens, tokens), until)
+        hand = self._hand(key)
+        want = hand.single if tokens == 1 else Want(key.id, hand.single.limit, tokens, tokens)
+        taken = await self._batches.ask(want, until)
         reset_s = taken.reset_us / 1e6
         if not taken.granted:
             wait_s = (taken.wait_us or 0) / 1e6 + had * 1e6 / key.limit.micro_rate
             if tokens == 1 and not had and len(self._shut) < MOST_SHUT:
-                self._shut[key.id] = (loop.time() + wait_s, loop.time() + reset_s, key.limit)
+                now = asyncio.get_running_loop().time()
+                self._shut[key.id] = (now + wait_s, now + reset_s, key.limit)
             raise _refusal(key, request, wait_s, reset_s)
-        if hand is not None and not hand.filling:
+        if hand.most and not hand.filling:
             self._fill(key, hand, until)
         _tell(key, request, taken.remaining, reset_s)
 
-    def _hand(self, key: Key) -> _Hand | None:
-        """Return what is in hand of a key; None for a key of which nothing is held."""
+    def from_hand(self, key: Key, request: DoorRequest, until: float, tokens: int = 1) -> bool:
+        """Take the tokens of a request if they are in hand; whether they were. Its answer is told of it."""
+        hand = self._hand(key)
+        if hand.tokens < tokens:
+            return False
+        hand.tokens -= tokens
+        if 2 * hand.tokens < hand.most and not hand.filling:
+            self._fill(key, hand, until)
+        _tell(key, request, hand.remaining + hand.tokens, hand.reset_s)
+        return True
+
+    def _hand(self, key: Key) -> _Hand:
+        """Return what is in hand of a key."""
         hand = self._hands.get(key.id)
-        if hand is not None and hand.limit == key.limit:
+        if hand is not None and (hand.limit is key.limit or hand.limit == key.limit):
             return hand
-        if not in_hand(key.limit):
-            self._hands.pop(key.id, None)
-            return None
-        hand = self._hands[key.id] = _Hand(key.limit)
+        single = Want(key.id, shared(key.limit))
+        hand = self._hands[key.id] = _Hand(key.limit, single, in_hand(key.limit))
         if len(self._hands) > MOST_HANDS:
             self._hands.popitem(last=False)
         return hand
@@ -130,21 +143,21 @@ class Throttle:
             hand.remaining, hand.reset_s = taken.remaining, taken.reset_us / 1e6
 
         hand.filling = True
-        want = in_hand(key.limit) - hand.tokens
-        self._batches.ask(Want(key.id, shared(key.limit), want, 1), until).add_done_callback(filled)
+        want = Want(key.id, hand.single.limit, hand.most - hand.tokens, 1)
+        self._batches.ask(want, until).add_done_callback(filled)
 
     async def _take(self, link: Link, batch: list[Ticket[Want, Taken]]) -> None:
         """Ask once for all tokens of a key, and hand them out in the order of the requests."""
         until = max(ticket.until for ticket in batch)
-        singles: dict[Want, list[Ticket[Want, Taken]]] = {}
-        groups: list[tuple[Want, list[Ticket[Want, Taken]]]] = []
+        alike: dict[int, list[Ticket[Want, Taken]]] = {}
         for ticket in batch:
-            if ticket.question.want == 1:
-                singles.setdefault(ticket.question, []).append(ticket)
-            else:
-                groups.append((ticket.question, [ticket]))
-        for want, tickets in singles.items():
-            groups.append((Want(want.key, want.limit, len(tickets), 1), tickets))
+            alike.setdefault(id(ticket.question), []).append(ticket)
+        groups: list[tuple[Want, list[Ticket[Want, Taken]]]] = []
+        for tickets in alike.values():
+            want = tickets[0].question
+            if len(tickets) > 1:  # the single ones of a key
+                want = Want(want.key, want.limit, len(tickets), 1)
+            groups.append((want, tickets))
         wants = [want for want, _ in groups]
         tries = 0
         while True:
@@ -179,9 +192,7 @@ def _refusal(key: Key, request: DoorRequest, wait_s: float, reset_s: float) -> R
 
 
 def _tell(key: Key, request: DoorRequest, remaining: int, reset_s: float) -> None:
-    request.extra[:] = [header for header in request.extra if not header[0].startswith("RateLimit-")]
-    request.extra += [
-        ("RateLimit-Limit", str(key.limit.burst)),
-        ("RateLimit-Remaining", str(remaining)),
-        ("RateLimit-Reset", str(-int(-reset_s // 1))),
-    ]
+    request.extra = (
+        f"RateLimit-Limit: {key.limit.burst}\r\nRateLimit-Remaining: {remaining}\r\n"
+        f"RateLimit-Reset: {math.ceil(reset_s)}\r\n"
+    )

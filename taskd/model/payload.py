@@ -124,10 +124,12 @@ def payload_text(body: bytes, payload: Mapping[str, Any]) -> str:
 def payload_texts(body: bytes, payloads: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return what `payload_text` does for each job of a bulk body `{"jobs": [..]}`, in order."""
     try:
-        members = _bulk_decoder.decode(body).jobs
+        raws = [bytes(member.payload) for member in _bulk_decoder.decode(body).jobs]
     except msgspec.MsgspecError:
         return [_encoder.encode(payload).decode() for payload in payloads]
-    return [_text(bytes(member.payload), payload) for member, payload in zip(members, payloads, strict=True)]
+    if not _has_long_number(body):  # then no part of it has one
+        return [raw.decode() for raw in raws]
+    return [_text(raw, payload) for raw, payload in zip(raws, payloads, strict=True)]
 
 
 def encode(value: object) -> str:
@@ -362,10 +364,13 @@ def _join(path: str, key: str) -> str:
 
 
 def _text(raw: bytes, payload: Mapping[str, Any]) -> str:
+    return _encoder.encode(payload).decode() if _has_long_number(raw) else raw.decode()
+
+
+def _has_long_number(raw: bytes) -> bool:
+    """Whether jsonb may be unable to take a number of this JSON text; now and then it is only a string."""
     zeros = raw.translate(_ZEROS)
-    if _DIGIT_RUN in zeros or (b"000" in zeros and _LONG_EXPONENT.search(zeros)):
-        return _encoder.encode(payload).decode()
-    return raw.decode()
+    return _DIGIT_RUN in zeros or (b"000" in zeros and _LONG_EXPONENT.search(zeros) is not None)
 
 
 _LONG_EXPONENT = re.compile(rb"[eE][+-]?000")

@@ -7,12 +7,12 @@ member nobody knows is refused: a misspelt option must not be lost.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, NoReturn
 from uuid import UUID
+
+import msgspec
 
 from taskd.errors import FieldProblem, Refused
 from taskd.model import names, payload
@@ -30,8 +30,7 @@ UNIQUE_WHILE = ("retained", "unfinished")
 HEADER = "Idempotency-Key"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Submit:
+class Submit(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One job as asked for; None means that the client left it to the type and the configuration.
 
     `meta` is compact JSON text. `body_hash` is there when there is a `unique_key`: the digest that
@@ -302,6 +301,8 @@ def _body_hash(body: Mapping[str, Any], values: Mapping[str, Any]) -> bytes:
 
 
 def _did_you_mean(member: str) -> str:
+    import difflib  # for people who mistype alone
+
     close = difflib.get_close_matches(member[:64], _MEMBERS, n=1)
     return f"; did you mean {close[0]}?" if close else ""
 

@@ -72,8 +72,17 @@ class Backlog:
 
     def __init__(self, reads: Reads) -> None:
         self._reads = reads
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._types: OrderedDict[str, _Count] = OrderedDict()
         self._clients: OrderedDict[UUID, _Count] = OrderedDict()
+
+    def has_room(self, type_: str, bound: int) -> bool:
+        """Admit one job of a type, as `admit_type` does, if nothing need be counted for it; whether it was.
+
+        What nearly every submit comes by, without a step of the event loop.
+        """
+        count = self._types.get(type_)
+        return count is not None and self._pass(count, bound, 1, self._now())
 
     async def admit_type(self, type_: str, bound: int, until: float, *, jobs: int = 1) -> None:
         """Return when there is room for `jobs` more below `bound`; counts them from then on.
@@ -111,19 +120,32 @@ class Backlog:
                 count.stored += 1
 
     async def _admit(self, count: _Count, bound: int, until: float, jobs: int) -> bool:
-        now = asyncio.get_running_loop().time()
+        now = self._now()
         if bound > count.bound:
             count.bound, count.at = bound, _NEVER
-        room = bound - count.waiting
-        if count.at == _NEVER or (room < jobs and now >= count.rest_until and bound > 0):
+        if self._pass(count, bound, jobs, now):
+            return True
+        if count.at == _NEVER or (now >= count.rest_until and bound > 0):
             await self._renewed(count, until)
-            room = bound - count.waiting
-        elif room >= jobs and now - count.at >= min(max(room / FASTEST, SOONEST_S), LATEST_S):
-            self._renew(count)
-        if room < jobs:
+        if bound - count.waiting < jobs:
             return False
         count.passed += jobs
         return True
+
+    def _pass(self, count: _Count, bound: int, jobs: int, now: float) -> bool:
+        """Let `jobs` in if a count that goes as far as `bound` says that there is room for them."""
+        room = bound - count.waiting
+        if count.at == _NEVER or bound > count.bound or room < jobs:
+            return False
+        if now - count.at >= min(max(room / FASTEST, SOONEST_S), LATEST_S):
+            self._renew(count)
+        count.passed += jobs
+        return True
+
+    def _now(self) -> float:
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+        return self._loop.time()
 
     async def _renewed(self, count: _Count, until: float) -> None:
         """Return when it is counted anew."""

@@ -65,6 +65,7 @@ class Batches(Generic[Q, A]):
         """A batch holds at most `most` questions, and no more once they weigh `most_weight` together."""
         self._weigh = weigh
         self._most_weight = most_weight
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._idle = list(links)
         self._work = work
         self._most = most
@@ -75,7 +76,9 @@ class Batches(Generic[Q, A]):
 
     def ask(self, question: Q, until: float) -> asyncio.Future[A]:
         """Return the answer to come; it raises `StoreUnavailable` when there was none until `until`."""
-        loop = asyncio.get_running_loop()
+        loop = self._loop
+        if loop is None:  # asking for it costs a system call each time
+            loop = self._loop = asyncio.get_running_loop()
         ticket: Ticket[Q, A] = Ticket(question, until, loop.create_future())
         self._waiting.append(ticket)
         self._open.append(ticket)

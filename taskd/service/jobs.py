@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
+import msgspec
+
 from taskd.errors import FieldProblem, Refused
 from taskd.model.job import Job, NewJob, Receipt, new_id, new_ids
 from taskd.model.state import State
@@ -29,8 +31,7 @@ _STRETCH = 200
 """Jobs of a bulk that are looked at in one go: about a millisecond."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Submitted:
+class Submitted(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What the client of a submit learns. `run_at` is when the job is due."""
 
     id: UUID
@@ -92,7 +93,9 @@ class Jobs:
             StoreUnavailable: no answer until then; the job may be stored.
         """
         _check_allowed(ask.type, only)
-        offered = await self.types.get(ask.type, until)
+        offered = self.types.known(ask.type)
+        if offered is None or not self.types.has_room(offered):
+            offered = await self.types.get(ask.type, until)
         offered.check(ask.payload)
         now = self._now()
         job_id = new_id(_ms(now), self._dice(10))
@@ -138,13 +141,16 @@ class Jobs:
         for name, count in Counter(ask.type for ask in asks).items():
             await self.types.admit(types[name], until, jobs=count)
         receipts = await self._bulks.put(jobs, until)
+        warnings = () if all(offered.served for offered in types.values()) else (NO_WORKER,)
+        if not receipts:  # no unique key decided anything
+            return Bulk(ids=ids, duplicates=[False] * len(ids), warnings=warnings)
         for place, job in enumerate(jobs):
             if (receipt := receipts.get(job.id)) is not None and receipt.conflict:
                 raise _conflict(receipt, f"jobs[{place}].")
         return Bulk(
             ids=[receipts[job_id].id if job_id in receipts else job_id for job_id in ids],
             duplicates=[job_id in receipts for job_id in ids],
-            warnings=() if all(offered.served for offered in types.values()) else (NO_WORKER,),
+            warnings=warnings,
         )
 
     async def show(self, job_id: UUID, *, client: UUID, only: Collection[str] | None, until: float) -> Job:
@@ -167,6 +173,7 @@ class Jobs:
         Raises:
             StoreUnavailable: no answer until `until`.
         """
+        await self.types.awake(until)  # `secrets` must be those of now
         return await self._reads.run(
             lambda conn: rows.list_(conn, client=client, only=only, before=before, limit=limit), until
         )

@@ -5,7 +5,6 @@ The members of `POST` and `PATCH /admin/api-keys` and of a rotation, and of the 
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -115,6 +114,8 @@ def _read(
 def _unknown(member: str, checks: Mapping[str, _Check]) -> str:
     if member in _MEMBERS:
         return "can't be changed"
+    import difflib  # for people who mistype alone
+
     close = difflib.get_close_matches(member[:64], checks, n=1)
     return "is not known here" + (f"; did you mean {close[0]}?" if close else "")
 

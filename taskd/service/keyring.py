@@ -49,6 +49,7 @@ class Key:
     """A live key, as far as a request needs it. `types` None means every type."""
 
     id: UUID
+    public_id: str
     client: UUID
     scopes: frozenset[str]
     types: frozenset[str] | None
@@ -102,10 +103,25 @@ class KeyRing:
             return None
         if not apikey.matches(text, digest, pepper):
             return None
+        self._note_use(key, now)
+        return key
+
+    def still(self, key: Key, now: float) -> bool:
+        """Whether `key`, an answer of `check`, would be its answer again, at `now` by the loop's clock.
+
+        For one who has the very bytes that were compared then, as a connection whose head comes again: the
+        ring believes in the same key as long as it is the same object, and has not looked it up again.
+        """
+        entry = self._found.get(key.public_id)
+        if entry is None or entry[0] is not key or entry[1] <= now:
+            return False
+        self._note_use(key, now)
+        return True
+
+    def _note_use(self, key: Key, now: float) -> None:
         if self._used.get(key.id, 0.0) <= now:
             self._used[key.id] = now + USED_S
             self._to_write.add(key.id)
-        return key
 
     def forget(self, public_id: str) -> None:
         """Look the key up again at its next use: it has changed."""
@@ -206,6 +222,7 @@ def limit_of(rate: Decimal | float | None, burst: int | None, default: Limit) ->
 def _key(stored: StoredKey, default: Limit) -> Key:
     return Key(
         id=stored.id,
+        public_id=stored.public_id,
         client=stored.client,
         scopes=frozenset(stored.scopes),
         types=None if stored.types is None else frozenset(stored.types),

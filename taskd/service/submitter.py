@@ -34,7 +34,7 @@ MOST_BYTES = 1 << 20
 EXISTS = "23505"
 """A unique index has the row already; of those that an insert meets, only that of the ids tells so."""
 
-_by_id = attrgetter("question.id")
+_by_id = attrgetter("question.id.int")
 
 
 def _length(job: NewJob) -> int:
@@ -56,17 +56,17 @@ class Submitter:
             links, self._store, most=most, weigh=_length, most_weight=MOST_BYTES
         )
 
-    async def put(self, job: NewJob, until: float) -> Receipt:
-        """Return when the commit that stored `job` was reported, or when another job holds its unique key.
+    def put(self, job: NewJob, until: float) -> asyncio.Future[Receipt]:
+        """Return the receipt to come, for when the commit that stored `job` was reported.
 
-        `until` is by the loop's clock.
+        Or when another job holds its unique key. `until` is by the loop's clock.
 
         Raises:
             StoreUnavailable: no such report until then; the job may be stored.
             OutcomeUnknown: stored, but its replication was given up.
             Refused: `unsupported_value`, Postgres refused this row for its content.
         """
-        return await self._batches.ask(job, until)
+        return self._batches.ask(job, until)
 
     async def _store(self, link: Link, batch: list[JobTicket]) -> None:
         batch.sort(key=_by_id)  # rows of concurrent statements in one order: no deadlocks
@@ -115,20 +115,19 @@ class Submitter:
         return self._tell(batch, receipts)
 
     def _tell(self, batch: list[JobTicket], receipts: rows.Stored) -> list[JobTicket]:
-        stored: list[NewJob] = []
+        stored = [ticket.question for ticket in batch if not receipts or ticket.question.id not in receipts]
+        if stored:  # before anybody is answered: a hint is on its way while the answers are written
+            self._stored(stored)
         again: list[JobTicket] = []
         for ticket in batch:
             job = ticket.question
             receipt = receipts.get(job.id) if receipts else None
             if receipt is None:
-                stored.append(job)
                 ticket.tell(_receipt(job, receipts.at))
             elif receipt.error is not None:
                 again.append(ticket)  # the holder of its unique key has ended just now: the key is free
             else:
                 ticket.tell(receipt)
-        if stored:
-            self._stored(stored)
         return again
 
     async def _found(self, link: Link, batch: list[JobTicket], deadline_s: float) -> list[JobTicket]:

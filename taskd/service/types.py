@@ -1,8 +1,9 @@
 """The job types that clients may submit now, as this process knows them, and their payload schemas.
 
-Nodes publish types in the database. They are read once a second off the request path. A request for a
-type that is unknown waits for a read that began after it came, so that a type can be submitted as soon as
-it is published; all that wait share one read, and there are ten a second at most.
+Nodes publish types in the database. They are read once a second off the request path for as long as
+somebody asks, and not at all while nobody does: the first request after that waits for a read. A request
+for a type that is unknown waits for a read that began after it came, too, so that a type can be submitted
+as soon as it is published; all that wait share one read, and there are ten a second at most.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import asyncio
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import jsonschema_rs
@@ -26,7 +26,9 @@ from taskd.store.types import KnownType
 log = logging.getLogger("taskd.service")
 
 EVERY_S = 1.0
-"""How often the types are read, in seconds."""
+"""How often the types are read while they are asked for, in seconds."""
+AWAKE_S = 10.0
+"""For how long after the last question they are, in seconds: who submits now and then waits for no read."""
 UNKNOWN_S = 0.1
 """How far apart reads for unknown types are at least, in seconds."""
 PATIENCE_S = 5.0
@@ -38,30 +40,22 @@ _MASK = "it"
 """Stands for the value in the messages of the validator: a payload may hold secrets."""
 
 
-@dataclass(frozen=True, slots=True)
 class Offered:
     """A type as the door sees it: the newest publication and the validators of the schemas in force."""
 
-    known: KnownType
-    validators: Sequence[Any]
-    """Of the live nodes; of the newest publication when no node is live. Any of them may accept."""
-    max_backlog: int
-    """How many jobs may wait: by the strictest of the live nodes, else by the newest publication."""
+    __slots__ = ("info", "max_backlog", "served", "submittable", "validators")
 
-    @property
-    def info(self) -> TypeInfo:
+    def __init__(self, known: KnownType, validators: Sequence[Any], max_backlog: int) -> None:
+        self.info: TypeInfo = known.info
         """The newest publication: it decides the defaults."""
-        return self.known.info
-
-    @property
-    def submittable(self) -> bool:
+        self.validators = validators
+        """Of the live nodes; of the newest publication when no node is live. Any of them may accept."""
+        self.max_backlog = max_backlog
+        """How many jobs may wait: by the strictest of the live nodes, else by the newest publication."""
+        self.submittable = known.info.enabled and not known.retired
         """Whether clients may submit it."""
-        return self.info.enabled and not self.known.retired
-
-    @property
-    def served(self) -> bool:
+        self.served = bool(known.live)
         """Whether a live node runs it."""
-        return bool(self.known.live)
 
     def check(self, payload: Mapping[str, Any], path: str = "") -> None:
         """Return when a schema in force accepts `payload`; `path` stands before it in problems.
@@ -88,10 +82,18 @@ class KnownTypes:
         self._read_at = float("-inf")
         self._next: asyncio.Task[None] | None = None
         """A read that has not begun yet: whoever asks now learns all that was published before."""
+        self._asked = asyncio.Event()
+        """Set by every request since `run` has read last."""
+        self._known_at = float("-inf")
+        """When the read began that what is known comes from, by the loop's clock."""
+        self._asleep = False
+        """Whether `run` has stopped reading because nobody asks."""
 
     async def run(self) -> None:
-        """Read the types every second until cancelled; outages are waited for."""
+        """Read the types every second while somebody asks, until cancelled; outages are waited for."""
+        quiet_s = 0.0
         while True:
+            self._asked.clear()
             try:
                 await self._read(asyncio.get_running_loop().time() + PATIENCE_S)
             except StoreUnavailable:
@@ -99,6 +101,27 @@ class KnownTypes:
             except Exception:  # an edge: one broken publication must not end the reading
                 log.exception("the job types can't be read")
             await asyncio.sleep(EVERY_S)
+            quiet_s = 0.0 if self._asked.is_set() else quiet_s + EVERY_S
+            if quiet_s >= AWAKE_S:
+                self._asleep = True
+                await self._asked.wait()  # whoever asks first reads them
+                await asyncio.sleep(EVERY_S)
+                self._asleep = False  # in an outage what is known must do again
+                quiet_s = 0.0
+
+    async def awake(self, until: float) -> None:
+        """Return when what is known is about a second old at most, or can't be read.
+
+        Raises:
+            StoreUnavailable: nobody has asked for a while, and there was no answer until `until`.
+        """
+        self._asked.set()
+        if self._stale:
+            await self._fresh(until)
+
+    @property
+    def _stale(self) -> bool:
+        return self._asleep and asyncio.get_running_loop().time() - self._known_at > EVERY_S
 
     async def get(self, name: str, until: float) -> Offered:
         """Return a type of which a job may be submitted now.
@@ -111,14 +134,20 @@ class KnownTypes:
         await self.admit(found, until)
         return found
 
+    def known(self, name: str) -> Offered | None:
+        """Return a type that may be submitted, if it can be said without reading."""
+        self._asked.set()
+        found = self._types.get(name) if self._types and not self._stale else None
+        return found if found is not None and found.submittable else None
+
     async def find(self, name: str, until: float, path: str = "") -> Offered:
         """Return a type that may be submitted, however many wait; `path` stands before `type` in problems.
 
         Raises:
             Refused, StoreUnavailable: as `get`.
         """
-        found = self._types.get(name) if self._types else None
-        if found is None or not found.submittable:
+        found = self.known(name)
+        if found is None:
             types = await self._fresh(until)
             found = types.get(name)
             if not types:
@@ -131,6 +160,11 @@ class KnownTypes:
                 raise Refused.field("unknown_type", f"{path}type", f"{json.dumps(name)} is no job type here")
         return found
 
+    def has_room(self, offered: Offered) -> bool:
+        """Admit one more job of the type if that can be said without counting; whether it could."""
+        backlog = self._backlog
+        return backlog is None or backlog.has_room(offered.info.name, offered.max_backlog)
+
     async def admit(self, offered: Offered, until: float, *, jobs: int = 1) -> None:
         """Return when `jobs` more jobs of the type may wait.
 
@@ -142,7 +176,10 @@ class KnownTypes:
             await self._backlog.admit_type(offered.info.name, offered.max_backlog, until, jobs=jobs)
 
     def secrets(self, name: str) -> tuple[str, ...]:
-        """Return the payload members of a type that are masked where people look; none if it is unknown."""
+        """Return the payload members of a type that are masked where people look; none if it is unknown.
+
+        As the types were when they were read last: `awake` first.
+        """
         found = self._types.get(name) if self._types else None
         return () if found is None else found.info.secrets
 
@@ -164,7 +201,7 @@ class KnownTypes:
         await self._read(loop.time() + PATIENCE_S)
 
     async def _read(self, until: float) -> None:
-        self._read_at = asyncio.get_running_loop().time()
+        self._read_at = began_at = asyncio.get_running_loop().time()
         known = await self._reads.run(rows.known, until)
         schemas: dict[str, Any] = {}
         types: dict[str, Offered] = {}
@@ -175,6 +212,7 @@ class KnownTypes:
             types[one.info.name] = Offered(one, unique, min(info.max_backlog for info in infos))
         self._schemas = schemas
         self._types = types
+        self._known_at = began_at
 
     def _validator(self, info: TypeInfo, schemas: dict[str, Any]) -> Any:
         """Return the validator of a schema, made only when the schema is new; None for one that is broken."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from typing import NamedTuple
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
 
 from taskd.store.jobs import array, plain
 from taskd.store.pool import Connection
@@ -31,6 +31,11 @@ START = Position("-infinity", "00000000-0000-0000-0000-000000000000")
 """Before every row of a lane."""
 
 
+PART_BLOCKS = 16384
+"""Blocks of the queue that are searched for claims in one statement; `taskd.rescue` has the same default."""
+_LAST_BLOCK = 2**32 - 2
+
+
 class Claimed(NamedTuple):
     """One job that a claim took. Times are milliseconds, the payload is JSON text.
 
@@ -50,6 +55,10 @@ class Claimed(NamedTuple):
     expired: bool
     client: str
     claim: int
+
+
+_new = tuple.__new__
+"""Makes a named tuple without the two calls of its own constructor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +133,7 @@ async def claim(conn: Connection, *, node: int, claim: int, want: Want) -> Haul:
     for row in rows:
         kind = row[0]
         if kind == "job":
-            jobs.append(Claimed._make((*row[1:12], claim)))
+            jobs.append(_new(Claimed, (*row[1:12], claim)))
         elif kind == "lane":
             floors[row[2], row[4]] = Position(row[12].isoformat(), row[1])
         elif kind == "new":
@@ -185,7 +194,9 @@ async def settle_completed(conn: Connection, *, node: int, verdicts: Sequence[Co
     }
     with store_errors():
         cursor = await conn.execute(SQL["settle_completed"], args)
-        return {row[0] for row in await cursor.fetchall()}
+        row = await cursor.fetchone()
+    assert row is not None
+    return set(ids if row[0] is None else row[0])
 
 
 async def settle_others(conn: Connection, *, node: int, verdicts: Sequence[Settlement]) -> set[str]:
@@ -222,28 +233,70 @@ async def settled_by(conn: Connection, *, node: int, claims: Mapping[str, int]) 
         return {row[0] for row in await cursor.fetchall()}
 
 
-async def put_back_unanswered(conn: Connection, *, node: int, claims: Iterable[int]) -> int:
-    """Put back what claims took whose answer was lost, and return how many jobs that were."""
+async def put_back_unanswered(
+    conn: Connection, *, node: int, claims: Iterable[int], first: int = 0, blocks: int = PART_BLOCKS
+) -> tuple[int, int]:
+    """Put back what claims took whose answer was lost, as far as it is in a part of the queue.
+
+    Returns how many jobs that were, and from which block on to look next; 0 when this was the last part.
+    """
+    args = {"node": node, "claims": list(claims), "first": first, "last": min(first + blocks, _LAST_BLOCK)}
     with store_errors():
-        cursor = await conn.execute(SQL["put_back_unanswered"], {"node": node, "claims": list(claims)})
+        cursor = await conn.execute(SQL["put_back_unanswered"], args)
         row = await cursor.fetchone()
     assert row is not None
-    return int(row[0])
+    count, size = row
+    return int(count), 0 if first + blocks >= size else first + blocks
 
 
-async def rescue_lost(conn: Connection) -> dict[int, int]:
-    """Take the claims of all nodes whose lease has ended; returns how many jobs of which node."""
+class Rescued(dict[int, int]):
+    """How many jobs were taken from which dead node."""
+
+    failed: int = 0
+    """Claims that could not be taken away; they are tried again in a later round."""
+    more: bool = False
+    """Whether a part of the queue is still to be searched: ask again."""
+
+
+async def rescue_lost(
+    conn: Connection, *, about: datetime | None = None, within: timedelta = timedelta(seconds=1)
+) -> Rescued:
+    """Take claims of all nodes whose lease has ended, of a part of the queue, until there is no `more`.
+
+    `about` is what the database clock should say now: when it does not, by more than `within`, it has
+    jumped, and nothing is done.
+    """
+    args = {"error": "its node was lost: the lease ended", "about": about, "within": within}
     with store_errors():
-        cursor = await conn.execute(SQL["rescue_lost"], {"error": "its node was lost: the lease ended"})
-        return dict(await cursor.fetchall())
+        cursor = await conn.execute(SQL["rescue_lost"], args)
+        return _rescued(await cursor.fetchall())
 
 
-async def rescue_named(conn: Connection, *, nodes: Sequence[int], cause: str, error: str) -> dict[int, int]:
-    """Take the claims of these nodes, whose processes are known to be gone."""
+async def rescue_named(conn: Connection, *, nodes: Sequence[int], cause: str, error: str) -> Rescued:
+    """Take claims of these nodes, whose processes are known to be gone; as `rescue_lost`."""
     with store_errors():
         args = {"nodes": list(nodes), "cause": cause, "error": error}
         cursor = await conn.execute(SQL["rescue_named"], args)
-        return dict(await cursor.fetchall())
+        return _rescued(await cursor.fetchall())
+
+
+def _rescued(rows: Sequence[tuple[Any, ...]]) -> Rescued:
+    rescued = Rescued((node, jobs) for node, jobs, _, _ in rows)
+    rescued.failed = max((failed for _, _, failed, _ in rows), default=0)
+    rescued.more = any(more for _, _, _, more in rows)
+    return rescued
+
+
+async def bring_forward(conn: Connection, *, until: datetime, most: int = 1000) -> int:
+    """Make jobs due again that were due before the clock went back; returns how many.
+
+    `until` is what it showed before. At most `most` of each lane; ask again until there are none.
+    """
+    with store_errors():
+        cursor = await conn.execute(SQL["bring_forward"], {"until": until, "most": most})
+        row = await cursor.fetchone()
+    assert row is not None
+    return int(row[0])
 
 
 async def expire(conn: Connection, *, most: int = 1000) -> int:

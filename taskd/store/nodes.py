@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 
 from psycopg.rows import class_row
 
+from taskd.store import leases
 from taskd.store.pool import Connection
 from taskd.store.queries import SQL
 from taskd.store.sqlstate import store_errors
@@ -79,11 +80,20 @@ async def known(conn: Connection, *, node: int, name: str, host: str, pid: int) 
         return await cursor.fetchone() is not None
 
 
-async def heartbeat(conn: Connection, *, node: int, state: str, info: str) -> bool:
-    """Renew the lease; False when the node was marked dead and must start again as a new one."""
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """The answer to a heartbeat, `at` by the database clock: whether some node is to be rescued."""
+
+    at: datetime
+    overdue: bool
+
+
+async def heartbeat(conn: Connection, *, node: int, state: str, info: str) -> Beat | None:
+    """Renew the lease; None when the node was marked dead and must start again as a new one."""
     with store_errors():
         cursor = await conn.execute(SQL["heartbeat"], {"node": node, "state": state, "info": info})
-        return await cursor.fetchone() is not None
+        row = await cursor.fetchone()
+    return None if row is None else Beat(*row)
 
 
 async def end(conn: Connection, *, node: int, lost: Collection[int] = ()) -> int:
@@ -97,10 +107,8 @@ async def end(conn: Connection, *, node: int, lost: Collection[int] = ()) -> int
             await conn.execute(SQL["node_ended"], {"node": node})
             count = 0
             if lost:
-                cursor = await conn.execute(SQL["put_back_unanswered"], {"node": node, "claims": list(lost)})
-                row = await cursor.fetchone()
-                assert row is not None
-                count = int(row[0])
+                whole = 2**32 - 2
+                count, _ = await leases.put_back_unanswered(conn, node=node, claims=lost, blocks=whole)
             await conn.execute(SQL["withdraw_types"], {"node": node})
             await conn.execute(SQL["set_limits"])
     return count
@@ -132,23 +140,22 @@ async def server_facts(conn: Connection) -> ServerFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vitals:
-    """Of the server: the share of its NOTIFY queue in use, the age in seconds of the oldest snapshot."""
+    """Of the server: the share of its NOTIFY queue in use, the age in seconds of the oldest snapshot.
+
+    `held_xid` is the oldest transaction that a standby or a replication slot holds vacuum back for; nobody
+    says since when.
+    """
 
     notify_usage: float
     oldest_snapshot_s: float
+    held_xid: str | None
 
 
-async def vitals(conn: Connection) -> Vitals:
-    """Return what an operator should be told of the server."""
+async def ping(conn: Connection, *, channel: str, text: str) -> Vitals:
+    """Notify the channel on which this very connection listens, and say how the server is."""
     with store_errors():
         async with conn.cursor(row_factory=class_row(Vitals)) as cur:
-            await cur.execute(SQL["vitals"])
+            await cur.execute(SQL["ping"], {"channel": channel, "text": text})
             row = await cur.fetchone()
     assert row is not None
     return row
-
-
-async def ping(conn: Connection, *, channel: str, text: str) -> None:
-    """Notify the channel on which this very connection listens."""
-    with store_errors():
-        await conn.execute(SQL["ping"], {"channel": channel, "text": text})

@@ -8,6 +8,8 @@ import os
 import select
 import signal
 import socket
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -195,3 +197,23 @@ def test_another_path_is_not_found(path: str) -> None:
     app.finalize()
     with pytest.raises(Refused, match="no such path"):
         app.ctx.door._find(path, "GET")
+
+
+def test_the_parent_loads_neither_web_framework_nor_driver() -> None:
+    code = (
+        "import sys, taskd.api.serve\n"
+        "heavy = {'sanic', 'psycopg', 'uvloop', 'jsonschema_rs', 'taskd.store', 'taskd.service'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
+
+
+def test_a_process_does_not_load_pages_that_it_never_shows() -> None:
+    code = (
+        "import sys\nfrom taskd.api.lean import leave_out_pages\nleave_out_pages()\nimport taskd.api.app\n"
+        "print(sorted({'sanic', 'tracerite', 'html5tagger'} & set(sys.modules)))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+    assert ran.stdout == "['sanic']\n", ran.stderr

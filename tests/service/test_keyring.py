@@ -117,6 +117,25 @@ async def test_a_forgotten_key_is_looked_up_again(ring: KeyRing, db: Connection)
     assert await ring.check(text.encode(), soon()) is None
 
 
+async def test_a_key_that_was_compared_is_believed_no_longer_than_the_ring_believes_it(
+    ring: KeyRing, db: Connection
+) -> None:
+    text, stored = await make_key(db)
+    now = asyncio.get_running_loop().time()
+    key = await ring.check(text.encode(), soon())
+    assert key is not None
+
+    believed = ring.still(key, now)
+    later = ring.still(key, now + keyring.FOUND_S + 1)
+    ring.forget(stored.public_id)
+    forgotten = ring.still(key, now)
+    again = await ring.check(text.encode(), soon())
+
+    assert (believed, later, forgotten) == (True, False, False)
+    assert again == key
+    assert not ring.still(key, now)  # it was looked up anew: whoever kept it compares anew
+
+
 async def test_a_change_is_heard_by_whoever_listens(database_url: str, db: Connection) -> None:
     heard: asyncio.Queue[str] = asyncio.Queue()
     ears = Link(Target(url=database_url), Pace())

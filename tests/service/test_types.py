@@ -104,3 +104,32 @@ async def test_an_outage_is_no_reason_to_call_a_type_unknown(db: psycopg.AsyncCo
 
     with pytest.raises(StoreUnavailable):
         await known.get("one", until(0.3))
+
+
+async def test_nobody_asks_and_nothing_is_read(
+    reads: Counted, db: psycopg.AsyncConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("taskd.service.types.EVERY_S", 0.01)
+    monkeypatch.setattr("taskd.service.types.AWAKE_S", 0.01)
+    known = KnownTypes(reads)
+    await publish(db, "one")
+    reading = asyncio.create_task(known.run())
+    try:
+        await known.get("one", until())
+        await asleep(known)
+        before = reads.count
+        await publish(db, "one", enabled=False)
+
+        assert await refused(known, "one") == "unknown_type"  # not what was known when it fell asleep
+        assert reads.count <= before + 2  # it asked, and so the reading goes on
+        await asleep(known)
+    finally:
+        reading.cancel()
+
+
+async def asleep(known: KnownTypes) -> None:
+    """Wait until nothing is read any more."""
+    end = time.monotonic() + 5
+    while not known._stale:
+        assert time.monotonic() < end
+        await asyncio.sleep(0.005)

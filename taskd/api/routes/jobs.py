@@ -24,8 +24,6 @@ LISTED = 50
 
 _SECONDS = re.compile(r"[0-9]{1,3}(?:\.[0-9]{1,6})?")
 _COUNT = re.compile(r"[0-9]{1,4}")
-_OUTCOME = ("status", "attempts", "error_message", "result", "started_at", "finished_at")
-"""The members of a job that a submit with `?wait=` adds."""
 _STATES = tuple(state.value for state in State)
 
 
@@ -45,14 +43,12 @@ async def submit(call: Call) -> Answer:
         only=key.types,
         until=call.until,
     )
-    members = answers.submitted(receipt)
-    headers = [("Location", f"/jobs/{receipt.id}")]
+    told = answers.submitted(receipt)
     if wait_s is not None:
         # The job is stored: whatever happens to the wait, the answer is a receipt.
         with suppress(StoreUnavailable, Refused):
-            outcome = answers.job(await _finished(call, receipt.id, wait_s))
-            members.update({name: outcome[name] for name in _OUTCOME})
-    return answers.ok(members, headers=headers)
+            told.add(await _finished(call, receipt.id, wait_s))
+    return answers.ok(told, headers=(("Location", f"/jobs/{told.job_id}"),))
 
 
 async def submit_bulk(call: Call) -> Answer:
