@@ -157,40 +157,44 @@ begin
     for f in
         select p.oid::regprocedure::text as name
         from pg_proc as p join pg_class as c on c.relnamespace = p.pronamespace
-        where c.oid = 'taskd.jobs'::regclass and p.proname in ('submit', 'submit_many', 'take_tokens')
+        where c.oid = 'taskd.jobs'::regclass
+            and p.proname in ('submit', 'submit_many', 'take_tokens', 'cancel_jobs', 'retry_jobs')
     loop
         execute format('alter routine %s security definer set search_path = pg_catalog, pg_temp', f.name);
     end loop;
 end
 $$;
 
--- taskd api, and the commands that look: stores jobs and reads them, keeps keys. It changes no job.
+-- taskd api, and the commands that look: stores jobs and reads them, keeps keys. It cancels and retries jobs
+-- by functions that know these moves, and changes none in any other way.
 grant select on taskd.migrations, taskd.jobs, taskd.queue, taskd.outcomes, taskd.history, taskd.unique_keys,
-    taskd.lanes, taskd.nodes, taskd.types, taskd.node_types, taskd.api_keys, taskd.audit to taskd_api;
+    taskd.lanes, taskd.nodes, taskd.types, taskd.node_types, taskd.cancel_requests, taskd.api_keys, taskd.audit
+    to taskd_api;
 grant insert on taskd.jobs, taskd.unique_keys, taskd.lanes to taskd_api;
-grant insert (id, run_at, expires_at, timeout_ms, priority, max_attempts, keyed, type)
-    on taskd.queue to taskd_api;
+grant insert (id, run_at, expires_at, priority, max_attempts, keyed, type) on taskd.queue to taskd_api;
 grant insert (id, client, name, description, prefix, public_id, digest, pepper_version, fingerprint, scopes,
     types, rate, burst, max_pending, expires_at, rotated_from) on taskd.api_keys to taskd_api;
 -- Never whose key it is, nor what it is compared with.
 grant update (name, description, scopes, types, rate, burst, max_pending, expires_at, revoked_at,
     last_used_at) on taskd.api_keys to taskd_api;
-grant execute on function taskd.moment, taskd.insert_jobs, taskd.history_of, taskd.take_tokens to taskd_api;
+grant execute on function taskd.moment, taskd.insert_jobs, taskd.history_of, taskd.take_tokens,
+    taskd.cancel_jobs, taskd.retry_jobs to taskd_api;
 
 -- taskd worker: moves jobs, says what it serves, prunes. It knows no keys, and rewrites nothing that was
 -- asked for or has ended.
 grant select on taskd.migrations, taskd.jobs, taskd.queue, taskd.outcomes, taskd.history, taskd.unique_keys,
-    taskd.lanes, taskd.nodes, taskd.types, taskd.node_types, taskd.type_limits, taskd.running to taskd_worker;
+    taskd.lanes, taskd.nodes, taskd.types, taskd.node_types, taskd.type_limits, taskd.running,
+    taskd.cancel_requests to taskd_worker;
 grant insert on taskd.jobs, taskd.outcomes, taskd.history, taskd.unique_keys, taskd.lanes, taskd.node_types,
     taskd.running to taskd_worker;
-grant insert (id, run_at, expires_at, timeout_ms, priority, max_attempts, keyed, type)
-    on taskd.queue to taskd_worker;
+grant insert (id, run_at, expires_at, priority, max_attempts, keyed, type) on taskd.queue to taskd_worker;
 grant insert (name, host, pid, version, lease, lease_until, info) on taskd.nodes to taskd_worker;
 grant insert (type, info, published_by) on taskd.types to taskd_worker;
 grant insert (type, interval_us, burst, max_running) on taskd.type_limits to taskd_worker;
 grant update (run_at, expires_at, started_at, node, claim, attempts, crashes, claimed, alone, counted, error)
     on taskd.queue to taskd_worker;
-grant update (state, lease_until, heartbeat_at, ended_at, info) on taskd.nodes to taskd_worker;
+grant update (state, lease_until, heartbeat_at, ended_at, search_from, search_file, search_again, info)
+    on taskd.nodes to taskd_worker;
 grant update (info, published_at, published_by, retired_at) on taskd.types to taskd_worker;
 grant update (info) on taskd.node_types to taskd_worker;
 grant update (interval_us, burst, max_running, tat) on taskd.type_limits to taskd_worker;
@@ -198,7 +202,7 @@ grant update (jobs) on taskd.running to taskd_worker;
 grant delete on taskd.jobs, taskd.queue, taskd.outcomes, taskd.history, taskd.unique_keys, taskd.nodes,
     taskd.node_types, taskd.type_limits, taskd.running to taskd_worker;
 grant execute on function taskd.moment, taskd.insert_jobs, taskd.claim, taskd.take_starts, taskd.count_starts,
-    taskd.settle_completed, taskd.settle_others, taskd.rescue, taskd.floors to taskd_worker;
+    taskd.settle_completed, taskd.settle_others, taskd.rescue, taskd.take_away, taskd.floors, taskd.cancel_jobs to taskd_worker;
 
 -- The audit log takes entries, with the time and the number that the database gives them.
 grant insert (actor, action, target, address, request_id, detail) on taskd.audit to taskd_api, taskd_worker;
@@ -209,7 +213,7 @@ grant execute on function taskd.submit, taskd.submit_many to taskd_submit;
 -- People and dashboards: all but what a key is compared with.
 grant select on taskd.job_view, taskd.migrations, taskd.jobs, taskd.queue, taskd.outcomes, taskd.history,
     taskd.unique_keys, taskd.lanes, taskd.nodes, taskd.types, taskd.node_types, taskd.type_limits,
-    taskd.running, taskd.schedules, taskd.key_buckets, taskd.audit to taskd_ro;
+    taskd.running, taskd.cancel_requests, taskd.schedules, taskd.key_buckets, taskd.audit to taskd_ro;
 grant select (id, client, name, description, prefix, public_id, pepper_version, fingerprint, scopes, types,
     rate, burst, max_pending, created_at, expires_at, revoked_at, last_used_at, rotated_from)
     on taskd.api_keys to taskd_ro;

@@ -92,9 +92,9 @@ class Broken(msgspec.Struct, frozen=True, tag="broken", tag_field="kind", array_
 
 
 class Started(msgspec.Struct, frozen=True, tag="started", tag_field="kind", array_like=True):
-    """The handler of this run is about to be called."""
+    """The handlers of these runs are about to be called."""
 
-    run: int
+    runs: list[int]
 
 
 class Log(msgspec.Struct, frozen=True, tag="log", tag_field="kind", array_like=True):
@@ -114,8 +114,15 @@ class Progress(msgspec.Struct, frozen=True, tag="progress", tag_field="kind", ar
     message: str
 
 
+class Completed(msgspec.Struct, frozen=True, tag="completed", tag_field="kind", array_like=True):
+    """Runs that completed and left nothing but a small result, side by side: most runs end so."""
+
+    runs: list[int]
+    results: list[msgspec.Raw]
+
+
 class Finished(msgspec.Struct, frozen=True, tag="finished", tag_field="kind", array_like=True):
-    """How a run ended. Sent exactly once for each `Start`, also for jobs that never started.
+    """How a run ended. Sent for each `Start` that no `Completed` names, also for jobs that never started.
 
     `outcome`: completed, error, timeout, fail, retry_later, snoozed, cancelled, invalid_payload or
     dropped (not started, goes back). `started` says whether the handler was called.
@@ -137,7 +144,7 @@ class Finished(msgspec.Struct, frozen=True, tag="finished", tag_field="kind", ar
 
 
 ToChild = Setup | Start | Cancel | Stop
-ToSupervisor = Ready | Broken | Started | Log | Progress | Finished
+ToSupervisor = Ready | Broken | Started | Log | Progress | Completed | Finished
 
 _encoder = msgspec.json.Encoder()
 

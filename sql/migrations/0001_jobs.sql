@@ -3,20 +3,25 @@
 -- Lock: none that matters, everything is new.
 -- Safe with old code: there is none.
 
--- What was asked for. Written once, at submit; only `retry` with a new payload ever changes a row.
+-- What was asked for, so all that a retry by hand needs. Written once, at submit; only `retry` with a new
+-- payload ever changes a row.
 create table taskd.jobs (
     id uuid primary key,
     client uuid not null,
     created_at timestamptz not null default clock_timestamp(),
     priority smallint not null,
     max_attempts smallint not null,
+    timeout_ms integer,
     type text collate "C" not null,
     payload json not null,
     unique_key text,
+    key_hash bytea,
     tags text[],
     meta json,
     trace text
 );
+comment on column taskd.jobs.key_hash is 'of the body, where the unique key is free again when the job ends: a
+retry by hand takes the key again';
 alter table taskd.jobs alter column payload set storage extended;
 create index jobs_client on taskd.jobs (client, id);
 
@@ -31,7 +36,6 @@ create table taskd.queue (
     started_at timestamptz,
     node bigint,
     claim bigint,
-    timeout_ms integer,
     priority smallint not null,
     attempts smallint not null default 0,
     max_attempts smallint not null,
@@ -121,8 +125,15 @@ create table taskd.nodes (
     heartbeat_at timestamptz not null default clock_timestamp(),
     started_at timestamptz not null default clock_timestamp(),
     ended_at timestamptz,
+    search_from bigint,
+    search_file oid,
+    search_again boolean not null default false,
     info json not null default '{}'
 ) with (fillfactor = 50, autovacuum_vacuum_threshold = 500);
+comment on column taskd.nodes.search_from is 'of a dead node: the block of the queue from which on its claims are
+still to be looked for; null: all are found';
+comment on column taskd.nodes.search_file is 'the file of the queue that this is about: VACUUM FULL makes another';
+comment on column taskd.nodes.search_again is 'a claim was found that could not be taken away';
 
 -- Job types as published: the newest publication decides defaults, node_types what live nodes accept.
 create table taskd.types (
@@ -233,25 +244,25 @@ begin
         end if;
     end if;
 
-    insert into taskd.jobs as j (id, client, created_at, priority, max_attempts, type, payload,
-                                 unique_key, tags, meta, trace)
-    select v.id, v.client, t, v.priority, v.max_attempts, v.type, v.payload::json,
+    insert into taskd.jobs as j (id, client, created_at, priority, max_attempts, timeout_ms, type, payload,
+                                 unique_key, key_hash, tags, meta, trace)
+    select v.id, v.client, t, v.priority, v.max_attempts, v.timeout_ms, v.type, v.payload::json,
         v.extra->>'unique_key',
+        case when (v.extra->>'unfinished')::boolean then decode(v.extra->>'hash', 'hex') end,
         case when v.extra->'tags' is not null
             then array(select json_array_elements_text(v.extra->'tags')) end,
         v.extra->'meta', v.extra->>'trace'
-    from unnest(p_ids, p_clients, p_types, p_payloads, p_priorities, p_max_attempts, p_extras)
-        as v (id, client, type, payload, priority, max_attempts, extra)
+    from unnest(p_ids, p_clients, p_types, p_payloads, p_priorities, p_max_attempts, p_timeouts_ms, p_extras)
+        as v (id, client, type, payload, priority, max_attempts, timeout_ms, extra)
     where held = '{}' or v.id <> all(held);
 
-    insert into taskd.queue as q (id, run_at, expires_at, timeout_ms, priority, max_attempts, keyed, type)
+    insert into taskd.queue as q (id, run_at, expires_at, priority, max_attempts, keyed, type)
     select v.id,
         greatest(t, coalesce((v.extra->>'run_at')::timestamptz, t + v.delay_ms * interval '1 ms')),
-        t + v.expires_ms * interval '1 ms', v.timeout_ms, v.priority, v.max_attempts,
+        t + v.expires_ms * interval '1 ms', v.priority, v.max_attempts,
         coalesce((v.extra->>'unfinished')::boolean, false), v.type
-    from unnest(p_ids, p_types, p_priorities, p_max_attempts, p_delays_ms, p_timeouts_ms, p_expires_ms,
-                p_extras)
-        as v (id, type, priority, max_attempts, delay_ms, timeout_ms, expires_ms, extra)
+    from unnest(p_ids, p_types, p_priorities, p_max_attempts, p_delays_ms, p_expires_ms, p_extras)
+        as v (id, type, priority, max_attempts, delay_ms, expires_ms, extra)
     where held = '{}' or v.id <> all(held);
 
     if exists (
@@ -418,11 +429,10 @@ begin
                     update taskd.queue as q
                     set claimed = true, node = p_node, claim = p_claim, started_at = t, counted = counts
                     where q.ctid = any(tids)
-                    returning q.id, q.attempts, q.max_attempts, q.crashes, q.timeout_ms, q.alone,
-                        q.expires_at <= t as expired
+                    returning q.id, q.attempts, q.max_attempts, q.crashes, q.alone, q.expires_at <= t as expired
                 )
                 select 'job', j.id::text, p_types[i], j.payload::text, p_priorities[i], k.attempts,
-                    k.max_attempts, k.crashes, k.timeout_ms, k.alone, coalesce(k.expired, false),
+                    k.max_attempts, k.crashes, j.timeout_ms, k.alone, coalesce(k.expired, false),
                     j.client::text, null::timestamptz
                 from took as k join taskd.jobs as j on j.id = k.id;
             return query select 'lane', last_id::text, p_types[i], null::text, p_priorities[i],
@@ -460,39 +470,45 @@ $$;
 
 -- Settles completed jobs, many at a time. A row changes only where node and claim are still the writer's.
 -- `p_ran_ms` is how long each ran.
--- Returns the ids that were settled.
+-- Returns the ids that were settled, or null when that is all of them: the usual answer is then no rows long.
 create function taskd.settle_completed(
     p_node bigint, p_ids uuid[], p_claims bigint[], p_results text[], p_ran_ms integer[]
-) returns setof uuid
+) returns text[]
 language plpgsql
 set enable_hashjoin = off set enable_mergejoin = off set enable_seqscan = off
 as $$
 declare
     t constant timestamptz := clock_timestamp();
+    settled text[];
 begin
-    return query
-        with gone as (
-            delete from taskd.queue as q
-            using unnest(p_ids, p_claims, p_results, p_ran_ms) as v (id, claim, result, ran_ms)
-            where q.id = v.id and q.claim = v.claim and q.node = p_node and q.claimed
-            returning q.id, q.type, q.run_at, q.claim, q.attempts, q.max_attempts, q.started_at, q.keyed,
-                q.counted, v.result, v.ran_ms
-        ), counted as (
-            update taskd.running as r set jobs = greatest(0, r.jobs - c.jobs)
-            from (
-                select g.type, count(*)::integer as jobs from gone as g where g.counted group by g.type) as c
-            where r.type = c.type and r.node = p_node
-        ), freed as (
-            delete from taskd.unique_keys as k
-            using gone as g join taskd.jobs as j on j.id = g.id
-            where g.keyed and k.client = j.client and k.key = j.unique_key and k.job_id = j.id
-        )
+    with gone as (
+        delete from taskd.queue as q
+        using unnest(p_ids, p_claims, p_results, p_ran_ms) as v (id, claim, result, ran_ms)
+        where q.id = v.id and q.claim = v.claim and q.node = p_node and q.claimed
+        returning q.id, q.type, q.run_at, q.claim, q.attempts, q.max_attempts, q.started_at, q.keyed,
+            q.counted, v.result, v.ran_ms
+    ), counted as (
+        update taskd.running as r set jobs = greatest(0, r.jobs - c.jobs)
+        from (
+            select g.type, count(*)::integer as jobs from gone as g where g.counted group by g.type) as c
+        where r.type = c.type and r.node = p_node
+    ), freed as (
+        delete from taskd.unique_keys as k
+        using gone as g join taskd.jobs as j on j.id = g.id
+        where g.keyed and k.client = j.client and k.key = j.unique_key and k.job_id = j.id
+    ), ended as (
         insert into taskd.outcomes as o (id, finished_at, started_at, run_at, node, claim, attempts,
                                          max_attempts, status, result)
-        select g.id, t, greatest(g.started_at, t - g.ran_ms * interval '1 ms'), g.run_at, p_node, g.claim,
-            g.attempts + 1, g.max_attempts, 'completed', g.result::json
+        select g.id, t, greatest(g.started_at, t - g.ran_ms * interval '1 ms'), g.run_at, p_node,
+            g.claim, g.attempts + 1, g.max_attempts, 'completed', g.result::json
         from gone as g
-        returning o.id;
+        returning o.id
+    )
+    select case when count(*) < cardinality(p_ids)
+        then coalesce(array_agg(e.id), '{}')::text[] end
+    into settled
+    from ended as e;
+    return settled;
 end
 $$;
 
@@ -585,51 +601,37 @@ begin
 end
 $$;
 
--- Takes the claims of nodes whose lease has ended, or of `p_nodes`.
--- The node is marked dead in the same transaction, so that it can't renew any more. Scans the queue once
--- for each death (no index names the node: a claim would have to write it). Returns (node, jobs).
-create function taskd.rescue(p_nodes bigint[], p_cause text, p_error text)
+-- Takes these claims, rows of the queue by place, from nodes that are marked dead. Returns (node, jobs).
+create function taskd.take_away(p_nodes bigint[], p_tids tid[], p_cause text, p_error text)
 returns table (dead bigint, jobs bigint)
 language plpgsql
+set enable_hashjoin = off set enable_mergejoin = off set enable_seqscan = off
 as $$
 declare
     t constant timestamptz := taskd.moment();
-    lost bigint[];
 begin
-    with gone as (
-        update taskd.nodes as n set state = 'dead', ended_at = t
-        where n.id in (
-            select m.id from taskd.nodes as m
-            where (p_nodes is null and m.state in ('live', 'draining') and m.lease_until < t)
-                or m.id = any(p_nodes)
-            for update skip locked)
-        returning n.id
-    )
-    select array_agg(gone.id) into lost from gone;
-    if lost is null then
-        return;
-    end if;
-    delete from taskd.running as r where r.node = any(lost);
-    delete from taskd.node_types as n where n.node = any(lost);
     return query
         with held as (
             select q.ctid as tid, q.node as of_node, q.claim as of_claim, q.attempts + 1 as attempt,
-                q.started_at as since,
+                q.started_at as since, n.ended_at as lost_at,
                 q.attempts + 1 >= q.max_attempts
                     or not coalesce((y.info->>'restartable')::boolean, true) as final,
                 coalesce((y.info->>'restartable')::boolean, true) as restartable
-            from taskd.queue as q left join taskd.types as y on y.type = q.type
-            where q.claimed and q.node = any(lost)
+            from taskd.queue as q
+            join taskd.nodes as n on n.id = q.node
+            left join taskd.types as y on y.type = q.type
+            where q.ctid = any(p_tids) and q.claimed and q.node = any(p_nodes)
             for update of q
         ), back as (
             update taskd.queue as q
             set claimed = false, node = null, claim = null, started_at = null, attempts = q.attempts + 1,
                 run_at = t, expires_at = null, error = p_error
             from held as h where q.ctid = h.tid and not h.final
-            returning q.id, h.of_node, h.of_claim, h.attempt, h.since, p_error as error
+            returning q.id, h.of_node, h.of_claim, h.attempt, h.since, h.lost_at, p_error as error
         ), gone as (
             delete from taskd.queue as q using held as h where q.ctid = h.tid and h.final
             returning q.id, q.run_at, q.max_attempts, q.keyed, h.of_node, h.of_claim, h.attempt, h.since,
+                h.lost_at,
                 case when h.restartable then p_error else 'outcome unknown: ' || p_error end as error
         ), freed as (
             delete from taskd.unique_keys as k using gone as g join taskd.jobs as j on j.id = g.id
@@ -637,22 +639,112 @@ begin
         ), ended as (
             insert into taskd.outcomes (id, finished_at, started_at, run_at, node, claim, attempts,
                                         max_attempts, status, error)
-            select g.id, t, g.since, g.run_at, g.of_node, g.of_claim, g.attempt, g.max_attempts, 'failed',
-                g.error
+            select g.id, g.lost_at, g.since, g.run_at, g.of_node, g.of_claim, g.attempt, g.max_attempts,
+                'failed', g.error
             from gone as g
         ), told as (
             insert into taskd.history as h (job_id, attempt, node, claim, started_at, ended_at, cause, error)
-            select e.id, e.attempt, e.of_node, e.of_claim, e.since, t, p_cause, e.error
+            select e.id, e.attempt, e.of_node, e.of_claim, e.since, e.lost_at, p_cause, e.error
             from (
-                select b.id, b.attempt, b.of_node, b.of_claim, b.since, b.error from back as b
+                select b.id, b.attempt, b.of_node, b.of_claim, b.since, b.lost_at, b.error from back as b
                 union all
-                select g.id, g.attempt, g.of_node, g.of_claim, g.since, g.error from gone as g
+                select g.id, g.attempt, g.of_node, g.of_claim, g.since, g.lost_at, g.error from gone as g
             ) as e
             returning h.node
         )
-        select d.id, count(told.node)
-        from unnest(lost) as d (id) left join told on told.node = d.id
-        group by d.id;
+        select told.node, count(*) from told group by told.node;
+end
+$$;
+
+-- Takes the claims of nodes whose lease has ended, or of `p_nodes`. A node is marked dead first, so that it
+-- can neither renew its lease nor claim any more; what it holds is then where it is now, and is looked for
+-- in the queue, `p_blocks` blocks a call (no index names the node: a claim would have to write it). As long
+-- as `more` comes back true the next call goes on from there, whoever makes it. A claim that can't be taken
+-- away is `failed`; it is tried again in the next round and holds up no other.
+-- `p_about` is what the caller takes the time to be, from its last look at the clock: when it is not, by
+-- more than `p_within`, the clock has jumped, the leases are not what they were, and nothing is done.
+create function taskd.rescue(
+    p_nodes bigint[], p_cause text, p_error text, p_about timestamptz default null,
+    p_within interval default interval '1 s', p_blocks integer default 16384
+) returns table (dead bigint, jobs bigint, failed bigint, more boolean)
+language plpgsql
+set enable_seqscan = off
+as $$
+declare
+    t constant timestamptz := taskd.moment();
+    file constant oid := pg_relation_filenode('taskd.queue');
+    blocks constant bigint := pg_relation_size('taskd.queue') / current_setting('block_size')::bigint;
+    lost bigint[];
+    first bigint;
+    last bigint;
+    tids tid[];
+    place tid;
+    taken jsonb := '{}';
+    bad bigint := 0;
+begin
+    if abs(extract(epoch from t - p_about)) > extract(epoch from p_within) then
+        return;
+    end if;
+    -- A clock that went back leaves leases that nobody renews for longer than any lease is.
+    update taskd.nodes as n set lease_until = clock_timestamp() + n.lease
+    where n.state in ('live', 'draining') and n.lease_until > clock_timestamp() + n.lease + interval '1 s';
+    with gone as (
+        update taskd.nodes as n
+        set state = 'dead', ended_at = case when n.state = 'dead' then n.ended_at else t end,
+            search_from = 0, search_file = file, search_again = false
+        where n.id in (
+            select m.id from taskd.nodes as m
+            where (p_nodes is null and m.state in ('live', 'draining') and m.lease_until < t)
+                or (m.id = any(p_nodes) and (m.state <> 'dead' or m.search_from is null))
+            for update skip locked)
+        returning n.id
+    ), uncounted as (
+        delete from taskd.running as r using gone where r.node = gone.id
+    )
+    delete from taskd.node_types as n using gone where n.node = gone.id;
+
+    select array_agg(s.id), min(case when s.search_file = file then s.search_from else 0 end)
+    into lost, first
+    from (
+        select n.id, n.search_from, n.search_file from taskd.nodes as n
+        where n.state = 'dead' and n.search_from is not null and (p_nodes is null or n.id = any(p_nodes))
+        for update skip locked) as s;
+    if lost is null then
+        return;
+    end if;
+    last := least(blocks, first + p_blocks);
+    tids := array(
+        select q.ctid from taskd.queue as q
+        where q.ctid >= format('(%s,0)', first)::tid and q.ctid < format('(%s,0)', last)::tid
+            and q.claimed and q.node = any(lost)
+        for update);
+    begin
+        select coalesce(jsonb_object_agg(a.dead, a.jobs), '{}') into taken
+        from taskd.take_away(lost, tids, p_cause, p_error) as a;
+    exception when others then
+        -- One of them is refused: each by itself, then.
+        foreach place in array tids loop
+            begin
+                select taken || coalesce(
+                    jsonb_object_agg(a.dead, coalesce((taken->>a.dead::text)::bigint, 0) + a.jobs), '{}')
+                into taken
+                from taskd.take_away(lost, array[place], p_cause, p_error) as a;
+            exception when others then
+                bad := bad + 1;
+            end;
+        end loop;
+    end;
+    update taskd.nodes as n
+    set search_again = not done.so and (n.search_again or bad > 0),
+        search_file = file,
+        search_from = case
+            when not done.so then greatest(last, case when n.search_file = file then n.search_from end)
+            when n.search_again or bad > 0 then 0 end
+    from (select last >= blocks as so) as done
+    where n.id = any(lost);
+    return query
+        select d.id, coalesce((taken->>d.id::text)::bigint, 0), bad, last < blocks
+        from unnest(lost) as d (id);
 end
 $$;
 

@@ -165,6 +165,7 @@ declare
     doc json;
     lane boolean;
     holder uuid;
+    hash bytea;
 begin
     -- The transaction gets its number before the clock is read, as in taskd.moment. Not now(): the
     -- transaction may be long under way, and floors have passed its beginning.
@@ -183,25 +184,25 @@ begin
         p_timeout, p_expires_in, p_unique_key, p_unique_while, p_tags, p_meta);
     if p_unique_key is not null then
         -- jsonb_hash_extended and not a digest of the text: 1 and 1.0 are one JSON value.
-        holder := taskd.hold_key(p_where, p_client, p_unique_key, job, decode(
+        hash := decode(
             (select string_agg(lpad(to_hex(jsonb_hash_extended(b.body, s.seed)), 16, '0'), '' order by s.seed)
             from (select jsonb_build_array(p_type, p_payload, p_priority, p_delay,
                 extract(epoch from p_run_at), p_max_attempts, p_timeout, p_expires_in, p_unique_while,
-                coalesce(p_tags, '{}'), p_meta) as body) as b, generate_series(1, 4) as s (seed)), 'hex'));
+                coalesce(p_tags, '{}'), p_meta) as body) as b, generate_series(1, 4) as s (seed)), 'hex');
+        holder := taskd.hold_key(p_where, p_client, p_unique_key, job, hash);
         if holder is not null then
             return holder;
         end if;
     end if;
     with asked as (
-        insert into taskd.jobs (id, client, created_at, priority, max_attempts, type, payload, unique_key,
-                                tags, meta)
-        values (job, p_client, t, prio, attempts, p_type, doc, p_unique_key, nullif(p_tags, '{}'),
-            to_json(p_meta))
+        insert into taskd.jobs (id, client, created_at, priority, max_attempts, timeout_ms, type, payload,
+                                unique_key, key_hash, tags, meta)
+        values (job, p_client, t, prio, attempts, ceil(p_timeout * 1000), p_type, doc, p_unique_key,
+            case when p_unique_while = 'unfinished' then hash end, nullif(p_tags, '{}'), to_json(p_meta))
     )
-    insert into taskd.queue (id, run_at, expires_at, timeout_ms, priority, max_attempts, keyed, type)
+    insert into taskd.queue (id, run_at, expires_at, priority, max_attempts, keyed, type)
     values (job, greatest(t, p_run_at, t + p_delay * interval '1 s'), t + p_expires_in * interval '1 s',
-        ceil(p_timeout * 1000), prio, attempts,
-        p_unique_key is not null and p_unique_while = 'unfinished', p_type);
+        prio, attempts, p_unique_key is not null and p_unique_while = 'unfinished', p_type);
     if not lane then
         insert into taskd.lanes (type, priority) values (p_type, prio);
     end if;

@@ -9,7 +9,7 @@ select * from taskd.claim(
 
 -- name: settle_completed
 -- moves: processing -> completed
-select id::text from taskd.settle_completed(%(node)s, %(ids)s, %(claims)s, %(results)s, %(ran_ms)s) as id;
+select taskd.settle_completed(%(node)s, %(ids)s, %(claims)s, %(results)s, %(ran_ms)s);
 
 -- name: settle_others
 -- moves: processing -> scheduled | pending | completed | failed | cancelled
@@ -46,27 +46,50 @@ where found.stored;
 
 -- name: put_back_unanswered
 -- moves: processing -> scheduled | pending
--- Rows of this node whose claim's answer was lost: nobody runs them. Scans the queue; it runs only after
--- a connection broke in the middle of a claim.
+-- Rows of this node whose claim's answer was lost: nobody runs them. Looks through a part of the queue; it
+-- runs only after a connection broke in the middle of a claim. Says too how many blocks the queue has.
 with back as (
     update taskd.queue as q
     set claimed = false, node = null, claim = null, started_at = null, run_at = taskd.moment()
-    where q.claimed and q.node = %(node)s and q.claim = any(%(claims)s)
+    where q.ctid >= format('(%%s,0)', %(first)s::bigint)::tid
+        and q.ctid < format('(%%s,0)', %(last)s::bigint)::tid
+        and q.claimed and q.node = %(node)s and q.claim = any(%(claims)s)
     returning q.type, q.counted
 ), counted as (
     update taskd.running as r set jobs = greatest(0, r.jobs - c.jobs)
     from (select b.type, count(*)::integer as jobs from back as b where b.counted group by b.type) as c
     where r.type = c.type and r.node = %(node)s
 )
-select count(*) from back;
+select count(*), pg_relation_size('taskd.queue') / current_setting('block_size')::bigint from back;
 
 -- name: rescue_lost
 -- moves: processing -> pending | failed
-select dead, jobs from taskd.rescue(null, 'lease_expired', %(error)s);
+select dead, jobs, failed, more
+from taskd.rescue(null, 'lease_expired', %(error)s, %(about)s::timestamptz, %(within)s::interval);
 
 -- name: rescue_named
 -- moves: processing -> pending | failed
-select dead, jobs from taskd.rescue(%(nodes)s, %(cause)s, %(error)s);
+select dead, jobs, failed, more from taskd.rescue(%(nodes)s, %(cause)s, %(error)s);
+
+-- name: bring_forward
+-- Jobs that were due when they were stored and are not due any more, because the clock went back since. What
+-- was meant for later stays: it is told from these by the time at which it was stored.
+with late as (
+    select w.tid
+    from (select distinct l.type, l.priority from taskd.lanes as l) as lane
+    cross join lateral (
+        select q.ctid as tid from taskd.queue as q join taskd.jobs as j on j.id = q.id
+        where q.type = lane.type and q.priority = lane.priority and not q.claimed
+            and q.run_at > now() and q.run_at <= %(until)s and q.run_at <= j.created_at
+        order by q.run_at, q.id
+        limit %(most)s
+        for update of q skip locked) as w
+), due as (
+    update taskd.queue as q set run_at = taskd.moment()
+    where q.ctid = any(array(select late.tid from late))
+    returning q.id
+)
+select count(*) from due;
 
 -- name: expire_jobs
 -- moves: scheduled | pending -> failed

@@ -6,12 +6,18 @@ values (%(name)s, %(host)s, %(pid)s, %(version)s, %(lease)s, clock_timestamp() +
 returning id;
 
 -- name: heartbeat
--- Fenced: a node that was marked dead never gets its lease back.
+-- Fenced: a node that was marked dead never gets its lease back. Says too whether there is anybody to
+-- rescue, so that nothing else has to ask as long as there is not.
 update taskd.nodes as n
 set lease_until = clock_timestamp() + n.lease, heartbeat_at = clock_timestamp(), state = %(state)s,
     info = %(info)s
 where n.id = %(node)s and n.state in ('live', 'draining')
-returning n.id;
+returning n.heartbeat_at as at, exists (
+    select from taskd.nodes as o
+    where (o.state in ('live', 'draining')
+            and (o.lease_until < clock_timestamp()
+                or o.lease_until > clock_timestamp() + o.lease + interval '1 s'))  -- the clock went back
+        or o.search_from is not null) as overdue;
 
 -- name: known_node
 -- Whether this incarnation, by the word of a lock file, really is an earlier start of the node on this
@@ -36,7 +42,8 @@ returning n.id;
 -- Rows of nodes that ended long ago; history names them by number, so they stay for as long as it does.
 -- They hold nothing: a rescue or their good-bye saw to that, and neither can claim any more.
 delete from taskd.nodes as n
-where n.state in ('gone', 'dead') and n.ended_at < clock_timestamp() - %(age)s::interval;
+where n.state in ('gone', 'dead') and n.ended_at < clock_timestamp() - %(age)s::interval
+    and n.search_from is null;
 
 -- name: list_nodes
 select n.id, n.name, n.host, n.pid, n.version, n.state, n.started_at, n.heartbeat_at, n.lease_until,
@@ -61,15 +68,23 @@ select current_setting('server_version_num')::integer as version,
         where c.relnamespace = to_regnamespace(%(schema)s) and c.relkind = 'r' and c.relpersistence <> 'p'
     ), 'p') as persistence;
 
--- name: vitals
--- What an operator should be told of the server. Sessions of other roles are seen with pg_read_all_stats.
-select pg_notification_queue_usage() as notify_usage,
-    coalesce((
-        select max(extract(epoch from clock_timestamp() - a.xact_start))
-        from pg_stat_activity as a
-        where a.backend_xmin is not null and a.pid <> pg_backend_pid()
-            and a.backend_type in ('client backend', 'walsender')
-    ), 0)::double precision as oldest_snapshot_s;
-
 -- name: ping
-select pg_notify(%(channel)s, %(text)s);
+-- Also what an operator should be told of the server. Sessions of other roles are seen with
+-- pg_read_all_stats. A transaction that has a number holds vacuum back as a snapshot does, and so does one
+-- that is prepared. A standby or a slot says no time, only which transaction it holds: who looks again sees
+-- whether that moves.
+with told as materialized (select pg_notify(%(channel)s, %(text)s))
+select pg_notification_queue_usage() as notify_usage,
+    coalesce(extract(epoch from clock_timestamp() - least(
+        (select min(a.xact_start) from pg_stat_activity as a
+        where (a.backend_xmin is not null or a.backend_xid is not null) and a.pid <> pg_backend_pid()
+            and a.backend_type = 'client backend'),
+        (select min(x.prepared) from pg_prepared_xacts as x))), 0)::double precision as oldest_snapshot_s,
+    (select h.xid::text
+    from (
+        select a.backend_xmin as xid from pg_stat_activity as a where a.backend_type = 'walsender'
+        union all select r.xmin from pg_replication_slots as r
+        union all select r.catalog_xmin from pg_replication_slots as r) as h
+    where h.xid is not null
+    order by age(h.xid) desc limit 1) as held_xid
+from told;

@@ -3,20 +3,19 @@
 Each plugin has a plugin manager of its own: a hook call reaches this plugin alone, and so each gets
 its own options and nobody else's. Whatever a plugin raises here becomes a problem that names the
 exception's type; its text is shown without the values of options, which may be secrets.
+
+What few plugins need is imported where it is needed: there are many children, and each has its own copy.
 """
 
 from __future__ import annotations
 
 import asyncio
-import difflib
 import importlib
-import importlib.metadata
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jsonschema_rs
 import pluggy
 
 from taskd.model import shape
@@ -153,7 +152,9 @@ def _import(plugin: Plugin, where: str) -> object:
     try:
         if plugin.module is not None:
             return importlib.import_module(plugin.module)
-        for entry in importlib.metadata.entry_points(group=ENTRY_POINTS, name=plugin.name or ""):
+        from importlib.metadata import entry_points
+
+        for entry in entry_points(group=ENTRY_POINTS, name=plugin.name or ""):
             return entry.load()
     except ModuleNotFoundError as error:
         if error.name is not None and (plugin.module or "").startswith(error.name):
@@ -161,7 +162,7 @@ def _import(plugin: Plugin, where: str) -> object:
         raise NotLoaded(raised("its import", error, where, plugin.options)) from None
     except BaseException as error:  # an edge: a module may even call sys.exit
         raise NotLoaded(raised("its import", error, where, plugin.options)) from None
-    names = sorted(entry.name for entry in importlib.metadata.entry_points(group=ENTRY_POINTS))
+    names = sorted(entry.name for entry in entry_points(group=ENTRY_POINTS))
     raise NotLoaded(
         Trouble(where, f"no plugin of this name is installed{_did_you_mean(plugin.name or '', names)}")
     )
@@ -190,6 +191,8 @@ def _check_options(hooks: Any, options: Mapping[str, object], where: str) -> Map
     declared = _call(hooks.taskd_options_schema, where, options)
     if declared is None:
         return {}
+    import jsonschema_rs
+
     try:
         schema = shape.schema_of_options(declared)
         validator = jsonschema_rs.validator_for(schema, mask="the value", retriever=_offline)
@@ -289,6 +292,8 @@ def _shape(job_type: JobType) -> tuple[shape.Shape, str | None]:
 
 def payload_check(schema: Mapping[str, object]) -> Callable[[object], str | None]:
     """Return what says how a payload breaks `schema`, None when it does not; no values in the text."""
+    import jsonschema_rs
+
     validator = jsonschema_rs.validator_for(dict(schema), mask="the value", retriever=_offline)
 
     def problem(value: object) -> str | None:
@@ -378,5 +383,7 @@ def _kind(value: object) -> str:
 
 
 def _did_you_mean(name: str, names: Sequence[str]) -> str:
+    import difflib  # for people who mistype alone
+
     close = difflib.get_close_matches(name[:64], names, n=1)
     return f"; did you mean {close[0]}?" if close else ""

@@ -117,8 +117,11 @@ class LoopChild:
     def _pump(self) -> None:
         """Announce what there are slots for, write everything, then start what was announced."""
         self._pumping = False
+        first = len(self._announced)
         while self._waiting and (self._stopping or len(self._running) < self._slots):
             self._announce(self._waiting.popleft())
+        if len(self._announced) > first:
+            self.outbox.put(Started([run.start.run for run in self._announced[first:]]))
         self._write()
         if self._stopping and not self._running and not self._unsent:
             self.done.set()
@@ -134,7 +137,6 @@ class LoopChild:
             run = _Run(start, lane, lane.context(start, self.outbox))
             self._running[start.run] = run
             self._announced.append(run)
-            self.outbox.put(Started(start.run))
 
     def _write(self) -> None:
         if self._unsent:
@@ -179,7 +181,7 @@ class LoopChild:
             finished = await attempt_async(run.lane, run.ctx, run.start.payload)
         if os.getpid() != self._process:
             os._exit(1)  # the handler forked: its copy must not go on with our jobs
-        self.outbox.put(finished)
+        self.outbox.end(finished)
         del self._running[run.start.run]
         if finished.outcome == "error" and exhausted(finished):
             self._stopping = True

@@ -15,13 +15,16 @@ import msgspec
 from taskd.model.payload import clean_text
 from taskd.obs.redact import MASK, REDACTOR
 from taskd.plugin import Context
-from taskd.wire import Log, Progress, frame
+from taskd.wire import Completed, Finished, Log, Progress, frame
 
 MAX_LINE = 16 * 1024
 """Bytes of one line kept with a job; longer ones are cut."""
 
 MAX_FRAME = 8 * 1024 * 1024
 """Bytes at which a batch is cut in two, far below what breaks the pipe."""
+
+SMALL = 512
+"""Bytes of a result that travels beside others; a longer one has a message of its own."""
 
 _LEVELS = frozenset({"debug", "info", "warning", "error", "critical"})
 
@@ -32,11 +35,22 @@ class Outbox:
     def __init__(self, log_lines: int, wake: Callable[[], None]) -> None:
         """`wake` is called when a handler left something to write; `log_lines` is the most for a run."""
         self._messages: deque[msgspec.Struct] = deque()
+        self._completed: list[int] = []
+        self._results: list[msgspec.Raw] = []
         self._progress: dict[int, Progress] = {}
         self._log_lines = log_lines
         self._wake = wake
         self.put = self._messages.append
         """Add a message of the child itself, whose writer needs no waking."""
+
+    def end(self, finished: Finished) -> None:
+        """Add the end of a run; called in the thread that calls `take`."""
+        result = finished.result
+        if finished.outcome != "completed" or finished.submits or memoryview(result).nbytes > SMALL:
+            self.put(finished)
+        else:
+            self._completed.append(finished.run)
+            self._results.append(result)
 
     def line(self, ctx: Context, level: str, text: str) -> None:
         """Keep a line with the job of `ctx`; beyond the limit one line says that more are dropped."""
@@ -55,13 +69,16 @@ class Outbox:
         self._wake()
 
     def take(self) -> list[msgspec.Struct]:
-        """Return all that waits, progress first: nothing may follow the end of its run."""
+        """Return all that waits, progress first and ends last: nothing may follow the end of its run."""
         taken: list[msgspec.Struct] = []
         while self._progress:
             taken.append(self._progress.popitem()[1])
         messages = self._messages
         # Not a swap of the two: another thread may be about to add to the old one.
         taken += [messages.popleft() for _ in range(len(messages))]
+        if self._completed:
+            taken.append(Completed(self._completed, self._results))
+            self._completed, self._results = [], []
         return taken
 
 

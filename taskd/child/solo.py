@@ -87,7 +87,7 @@ class SoloChild:
         if self._waiting.pop(number, None) is None:
             self._current = None
             return None
-        self.outbox.put(Started(number))
+        self.outbox.put(Started([number]))
         self._flush()
         if ctx._asked is not None:
             self._current = None

@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal, cast
@@ -65,7 +65,7 @@ class CrewSettings:
 class Run:
     """One job in a child's hands."""
 
-    __slots__ = ("asked", "deadline", "handle", "info", "job", "killed", "started_at")
+    __slots__ = ("asked", "deadline", "handle", "info", "job", "killed", "started_at", "timeout_s")
 
     def __init__(self, job: Claimed, info: TypeInfo, handle: int) -> None:
         self.job = job
@@ -74,16 +74,12 @@ class Run:
         self.started_at = 0.0
         """Monotonic seconds; 0 until the child says that the handler is called."""
         self.deadline = 0.0
+        self.timeout_s = info.timeout if job.timeout_ms is None else min(info.timeout, job.timeout_ms / 1000)
+        """How long it may take: the client's wish, never more than the type's."""
         self.asked: Cause | None = None
         """Why it was asked to stop."""
         self.killed: Cause | None = None
         """Why its process was killed, when that was on its account."""
-
-    @property
-    def timeout_s(self) -> float:
-        """How long it may take: the client's wish, never more than the type's."""
-        asked = self.job.timeout_ms
-        return self.info.timeout if asked is None else min(self.info.timeout, asked / 1000)
 
     @property
     def case(self) -> Case:
@@ -109,10 +105,8 @@ class Child(asyncio.Protocol):
         self.stopping = False
         self.done = 0
         """Jobs that it has answered."""
-        self.leaving = False
-        """It hands back what it gets, by its own decision: it is about to end."""
         self.of_type: Counter[str] = Counter()
-        self.idle_since = time.monotonic()
+        self.idle_since = self.born_at = time.monotonic()
         self._reader = wire.Reader(wire.ToSupervisor)
         self._transport: asyncio.Transport | None = None
         self._outbox: list[msgspec.Struct] = []
@@ -180,6 +174,15 @@ class Child(asyncio.Protocol):
         if run is not None:
             self.of_type[run.job.type] -= 1
         return run
+
+    def removed(self, handles: Iterable[int]) -> list[Run | None]:
+        """Take runs that have ended off this child, in order; None for one that it does not have."""
+        runs = [self.runs.pop(handle, None) for handle in handles]
+        for run in runs:
+            if run is not None:
+                self.started.pop(run.handle, None)
+                self.of_type[run.job.type] -= 1
+        return runs
 
     def last_words(self) -> None:
         """Hear what the process said before it died: its death may be seen first."""

@@ -14,8 +14,9 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 
 from taskd.engine.lanes import Lanes
+from taskd.engine.patience import Patience
 from taskd.engine.slots import Slots
-from taskd.errors import BadRow, StoreUnavailable
+from taskd.errors import BadRow, StoreUnavailable, Unforeseen
 from taskd.model.jobtype import TypeInfo
 from taskd.obs.metrics import Metrics
 from taskd.store import leases
@@ -56,6 +57,9 @@ class Claimer:
         self._dice = dice
         self._take = take
         self._unsettled = unsettled
+        self._patience = Patience(log, "claim failed", link, dice)
+        self._apart = 0
+        """For so many claims more only one type is asked for: one of them may be what Postgres refuses."""
         self._served = sorted(name for name, info in infos.items() if info.enabled)
         self._serial = 0
         self._node: int | None = None
@@ -125,6 +129,9 @@ class Claimer:
         look = now - self._discovered_at >= POLL_S * 0.9
         turn = self._serial % len(demands)
         order = [*demands][turn:] + [*demands][:turn]  # each type is first in its turn
+        if self._apart:
+            order = [name for name in order if self._lanes.of([name])[0]][:1] or order[:1]
+            demands = {name: demands[name] for name in order}
         lanes, floors = self._lanes.of(order)
         if not lanes and not look:
             return POLL_S
@@ -139,18 +146,22 @@ class Claimer:
         )
         try:
             haul = await self._link.run(lambda conn: leases.claim(conn, node=node, claim=serial, want=want))
-        except (StoreUnavailable, BadRow) as error:
+        except (StoreUnavailable, BadRow, Unforeseen) as error:
             if may_be_done(error):
-                if not self.lost:
-                    log.warning("claim got no answer", extra={"error": str(error)})
                 self.lost[serial] = now
-            return max(self._link.wait_s, 0.1)
+            elif self._link.connected:
+                self._apart = 2 * len(self._served)
+            return self._patience.failed(error)
+        self._patience.fine()
+        self._apart = max(0, self._apart - 1)
         done = time.monotonic()
         if look:
             self._discovered_at = now
         self._slots.measured(done - now, done, demands)
         self._claimed_at = done
         pause_s = self._taken(haul, want)
+        if self._apart:
+            pause_s = 0.0  # the other types have not been asked for
         if self._stepped_back(haul.at_s, now, done):
             # Jobs stored since then carry times that lie before the floors.
             log.warning("the clock of the database went back")

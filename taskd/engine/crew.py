@@ -176,10 +176,15 @@ class Crew:
             group.tasks.pop(number)
 
     def _open_or_close(self, group: Group) -> None:
-        if group.kind != "lone":
-            is_open = any(
-                child.ready and not child.stopping and not child.leaving for child in group.children.values()
+        if group.kind == "async":
+            there = sum(
+                len(child.runs) if child.stopping else group.slots
+                for child in group.children.values()
+                if child.ready or child.member is not None
             )
+            self._slots.set_missing(group.pool, max(0, group.most * group.slots - there))
+        if group.kind != "lone":
+            is_open = any(child.ready and not child.stopping for child in group.children.values())
             self._slots.set_open(group.pool, group.kind, is_open)
 
     # -- jobs in ---------------------------------------------------------------------------------------
@@ -187,6 +192,8 @@ class Crew:
     def take(self, jobs: Iterable[Claimed]) -> None:
         """Hand claimed jobs to children."""
         touched: set[Child] = set()
+        able: dict[tuple[str, Kind], list[Child]] = {}
+        """The children of each group that can take a job, looked for once."""
         for job in jobs:
             info = self._settings.infos[job.type]
             self._slots.take(job.type)
@@ -196,7 +203,7 @@ class Crew:
             self._handle += 1
             run = Run(job, info, self._handle)
             shut = self._draining or self._held_off
-            child = None if shut else self._choose(info, alone=job.alone)
+            child = None if shut else self._choose(info, able, alone=job.alone)
             if child is None:
                 self._judge.close(run, decide.put_back(run.case))
                 continue
@@ -205,29 +212,42 @@ class Crew:
         for child in touched:
             child.flush()
 
-    def _choose(self, info: TypeInfo, *, alone: bool) -> Child | None:
+    def _choose(
+        self, info: TypeInfo, able: dict[tuple[str, Kind], list[Child]], *, alone: bool
+    ) -> Child | None:
         kind: Kind = "lone" if alone and info.isolation == "async" else info.isolation
-        group = self._groups[info.pool, kind]
+        key = (info.pool, kind)
+        group = self._groups[key]
+        children = able.get(key)
+        if children is None:
+            # One that waits for its start may wait for long.
+            children = able[key] = [
+                child
+                for child in group.children.values()
+                if not child.stopping and (child.ready or child.member is not None)
+            ]
         best: Child | None = None
-        same: Child | None = None
-        staying = 0
-        for child in group.children.values():
-            if child.stopping or child.leaving:
-                continue
-            staying += 1
-            if not child.ready and child.member is None:
-                continue  # one that waits for its start may wait for long
+        for child in children:
             if best is None or len(child.runs) < len(best.runs):
                 best = child
-            if child.of_type[info.name] and (same is None or len(child.runs) < len(same.runs)):
-                same = child
         if best is not None and len(best.runs) < group.slots:
             return best
-        if staying < group.most and (kind == "lone" or (kind == "process" and best is not None)):
-            return self._add_child(group)
+        if kind != "async":
+            staying = sum(not child.stopping for child in group.children.values())
+            if staying < group.most and (kind == "lone" or best is not None):
+                child = self._add_child(group)
+                if child.member is not None:
+                    children.append(child)
+                return child
+            if kind == "lone":
+                return best
         # No slot is free: fetched ahead, since its type starts quickly. It may wait for its like, and not
         # behind a job that runs for an hour.
-        return best if kind == "lone" else same
+        same: Child | None = None
+        for child in children:
+            if child.of_type[info.name] and (same is None or len(child.runs) < len(same.runs)):
+                same = child
+        return same
 
     # -- what children say -----------------------------------------------------------------------------
 
@@ -236,22 +256,26 @@ class Crew:
         now = time.monotonic()
         ended = False
         for message in messages:
-            if type(message) is wire.Finished:
+            if type(message) is wire.Completed:
+                ended = True
+                child.done += len(message.runs)
+                self._judge.completed(child.removed(message.runs), message.results, now)
+            elif type(message) is wire.Finished:
                 run = child.remove(message.run)
                 if run is None:
                     continue
                 ended = True
                 child.done += 1
-                if message.outcome == "dropped" and run.asked is None and not child.leaving:
-                    child.leaving = True
-                    self._open_or_close(child.group)
+                if message.outcome == "dropped" and run.asked is None and not child.stopping:
+                    self._replace(child)  # it has had enough, and ends when its other jobs have ended
                 self._judge.finish(run, message, now)
             elif type(message) is wire.Started:
-                run = child.runs.get(message.run)
-                if run is not None:
-                    run.started_at = now
-                    run.deadline = now + run.timeout_s
-                    child.started[message.run] = run
+                for handle in message.runs:
+                    run = child.runs.get(handle)
+                    if run is not None:
+                        run.started_at = now
+                        run.deadline = now + run.timeout_s
+                        child.started[handle] = run
             else:
                 self._heard_other(child, message)
         if ended:
@@ -328,13 +352,17 @@ class Crew:
             self._replace(child)
 
     def _replace(self, child: Child) -> None:
-        """Let a child end its jobs and start another in its place; the others go on."""
-        if not child.leaving and not child.stopping:
+        """Let a child end its jobs and start another in its place meanwhile; the others go on."""
+        if not child.stopping and not self._draining:
             log.info("child is replaced", extra={"child": child.number, "jobs": child.done})
-            child.leaving = True
-            child.send(wire.Stop())
-            child.flush()
-            self._open_or_close(child.group)
+            self._let_go(child)
+            # No sooner than a second after the last: a job may wear out each child at once.
+            lived_s = time.monotonic() - child.born_at
+            asyncio.get_running_loop().call_later(AGAIN_S - lived_s, self._add_again, child.group)
+
+    def _add_again(self, group: Group) -> None:
+        if not self._draining:
+            self._add_child(group)
 
     def _let_go(self, child: Child) -> None:
         child.stopping = True

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import os
 import random
 import re
 import socket
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -21,9 +23,10 @@ from taskd.engine.heart import Heart, HeartSettings, boottime
 from taskd.engine.judge import Judge
 from taskd.engine.lanes import Lanes
 from taskd.engine.offspring import Nursery
+from taskd.engine.patience import Patience
 from taskd.engine.settler import Settler
 from taskd.engine.slots import Slots
-from taskd.errors import StoreUnavailable, UnsafeDatabase
+from taskd.errors import BadRow, StoreUnavailable, Unforeseen, UnsafeDatabase
 from taskd.model.state import Cause
 from taskd.obs.exporter import Exporter
 from taskd.obs.metrics import Metrics
@@ -40,6 +43,10 @@ log = logging.getLogger("taskd.engine.daemon")
 
 QUIET_S = 5.0
 """How long a drained node waits for Postgres to take its last verdicts before it says so once more."""
+RESCUE_S = 3.0
+"""How long a start looks for the jobs of an earlier one; in a queue of many millions sweeps go on."""
+END_S = 8.0
+"""How long after `drain_s` a node without Postgres gives up its last verdicts; it is gone within 10 s."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +119,7 @@ class Daemon:
             lambda type_, parent, error: self._judge.barren(type_, parent, error),
             bounded=[name for name, info in infos.items() if info.max_running is not None],
             freed=lambda: self._claimer.hint(),
+            dice=dice,
         )
         self._judge = Judge(infos, self._slots, self._settler, dice, max_crashes=settings.max_crashes)
         self._crew = Crew(
@@ -142,7 +150,7 @@ class Daemon:
             self._metrics,
             dice,
             take=self._crew.take,
-            unsettled=lambda: self._settler.unsettled,
+            unsettled=lambda: self._settler.unsettled + self._settler.aside,
         )
         self._heart = Heart(
             self._heart_link,
@@ -155,9 +163,13 @@ class Daemon:
             self._claimer,
             self._lanes,
             self._metrics,
+            dice=dice,
             info=self._info,
             lost=self._lost,
         )
+        self._patience = Patience(log, "node waits for the database", self._heart_link, dice)
+        self._end_by = math.inf
+        """When a drain is over, come what may; monotonic seconds."""
 
         self._exporter = None
         if settings.metrics is not None:
@@ -202,9 +214,10 @@ class Daemon:
         finally:
             # Heart and guard may be in the middle of a statement, which must not be cancelled.
             self._heart.end()
-            await asyncio.wait([task for task in tasks if task.get_name() in ("heart", "guard")], timeout=6.0)
+            beating = [task for task in tasks if task.get_name() in ("heart", "guard")]
+            await asyncio.wait(beating, timeout=min(6.0, self._left_s()))
             # Nor may what claimer and settler have in flight: it ends with its socket.
-            for link in (self._claim_link, self._settle_link):
+            for link in (self._claim_link, self._settle_link, self._heart_link):
                 link.abort()
             await asyncio.sleep(0.05)
             for task in [ready, draining, *tasks]:
@@ -220,19 +233,16 @@ class Daemon:
 
     async def _born(self) -> bool:
         """Become a new incarnation as soon as the database lets us; False when asked to end before."""
-        said = ""
         while not self._signals.draining.is_set():
             sent_at = boottime()
             try:
                 node = await self._heart_link.run(self._register)
             except UnsafeDatabase:
                 raise
-            except StoreUnavailable as error:
-                if str(error) != said and "trying again" not in str(error):
-                    said = str(error)
-                    log.warning("node waits for the database", extra={"error": said})
-                await self._pause(max(self._heart_link.wait_s, 0.1))
+            except (StoreUnavailable, BadRow, Unforeseen) as error:
+                await self._pause(self._patience.failed(error))
                 continue
+            self._patience.fine()
             self._node = node
             self._heart.serve(node, sent_at)
             if not self._signals.draining.is_set():
@@ -272,10 +282,12 @@ class Daemon:
         host = socket.gethostname()
         if await nodes.known(conn, node=node, name=self._settings.node_name, host=host, pid=pid):
             error = "its node was killed and has started again"
-            rescued = await leases.rescue_named(
-                conn, nodes=[node], cause=str(Cause.LEASE_EXPIRED), error=error
-            )
+            cause, until = str(Cause.LEASE_EXPIRED), time.monotonic() + RESCUE_S
+            rescued = await leases.rescue_named(conn, nodes=[node], cause=cause, error=error)
             count = sum(rescued.values())
+            while rescued.more and time.monotonic() < until:
+                rescued = await leases.rescue_named(conn, nodes=[node], cause=cause, error=error)
+                count += sum(rescued.values())
             self._metrics.inc("taskd_rescued_total", by=count)
             log.warning("jobs of an earlier start are ready again", extra={"lost": node, "jobs": count})
 
@@ -303,26 +315,50 @@ class Daemon:
         self._claimer.serve(None)
         self._crew.stop_taking()
         self._heart.drain()
-        await self._claimer.stopped()
+        self._end_by = time.monotonic() + self._settings.drain_s + END_S
         await self._crew.finish(self._settings.drain_s, self._signals.quick)
-        while True:
-            try:
-                await asyncio.wait_for(self._settler.settled(), QUIET_S)
-                break
-            except TimeoutError:
-                extra = {"unsettled": self._settler.unsettled}
-                log.warning("verdicts wait for Postgres; a second signal gives them up", extra=extra)
-                if self._signals.quick.is_set():
-                    break
+        gone = asyncio.create_task(self._crew.gone(), name="gone")
+        await self._last_verdicts()
         self._heart.end()
-        if not self._settler.unsettled:
-            node, lost = self._node, list(self._claimer.lost)
-            try:
-                await self._settle_link.run(lambda conn: nodes.end(conn, node=node, lost=lost))
-            except StoreUnavailable as error:
-                log.warning("could not say good-bye; the lease ends by itself", extra={"error": str(error)})
-        await self._crew.gone()
+        if self._settler.unsettled or self._settler.aside:
+            # No good-bye: others may take these jobs when the lease has ended, and not before.
+            extra = {"jobs": self._settler.unsettled + self._settler.aside}
+            log.error("verdicts could not be stored; their jobs run again", extra=extra)
+        else:
+            await self._say_good_bye()
+        await asyncio.wait({gone}, timeout=self._left_s())
         log.info("node has ended", extra={"node": self._node})
+
+    async def _last_verdicts(self) -> None:
+        """Wait until all is stored, for as long as a drain may last; a second signal makes it short."""
+        stored = asyncio.create_task(self._all_stored(), name="stored")
+        waited = False
+        while not stored.done() and self._left_s() > 0 and not (waited and self._signals.quick.is_set()):
+            if waited:
+                extra = {"unsettled": self._settler.unsettled, "seconds": round(self._left_s())}
+                log.warning("verdicts wait for Postgres; a second signal gives them up", extra=extra)
+            await asyncio.wait({stored}, timeout=min(QUIET_S, self._left_s()))
+            waited = True
+        stored.cancel()
+
+    async def _all_stored(self) -> None:
+        await self._claimer.stopped()  # what a last claim brings is put back
+        await self._settler.settled()
+
+    async def _say_good_bye(self) -> None:
+        node, lost = self._node, list(self._claimer.lost)
+        bye = asyncio.create_task(
+            self._settle_link.run(lambda conn: nodes.end(conn, node=node, lost=lost)), name="good-bye"
+        )
+        # Not cancelled: it may be in the middle of a statement, which ends with its socket.
+        bye.add_done_callback(lambda done: done.cancelled() or done.exception())
+        await asyncio.wait({bye}, timeout=self._left_s())
+        error = bye.exception() if bye.done() else "no answer"
+        if error is not None:
+            log.warning("could not say good-bye; the lease ends by itself", extra={"error": str(error)})
+
+    def _left_s(self) -> float:
+        return max(0.0, self._end_by - time.monotonic())
 
     async def _watchdog(self) -> None:
         every_s = (self._notifier.watchdog_s or 20.0) / 2

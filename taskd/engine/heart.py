@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from uuid import UUID
 
 from taskd.engine.claimer import Claimer
 from taskd.engine.lanes import Lanes
-from taskd.errors import StoreUnavailable, TaskdError
+from taskd.engine.patience import Patience
+from taskd.errors import TaskdError, UnsafeDatabase
 from taskd.model.job import new_id
 from taskd.obs.metrics import Metrics
 from taskd.store import jobs, leases, nodes, types
@@ -31,11 +33,16 @@ WAKE_S = 0.5
 """How long the last try to renew the lease may take when most of the margin has passed unseen."""
 PING_S = 10.0
 """How often the node tries whether its own hints reach it."""
+PRUNE_S = 60.0
+"""How long nothing is pruned after a walk that found nothing, at most: less with a short retention."""
+FORGET_S = 3600.0
+"""How often rows of ended nodes are looked for."""
 PRUNE_BUDGET_S = 0.2
-"""Time that one sweep spends on pruning at most."""
+"""Time that one turn spends on pruning, and one on making jobs due again, at most."""
 NODE_AGE = timedelta(days=31)
 """Rows of ended nodes are kept for as long as a history may name them."""
 _FIRST_ID = UUID(int=0)
+_CHORES = ("heartbeat", "clock", "check", "sweep", "put back", "expire", "prune", "ping", "connect")
 
 log = logging.getLogger("taskd.engine.heart")
 
@@ -71,6 +78,7 @@ class Heart:
         lanes: Lanes,
         metrics: Metrics,
         *,
+        dice: random.Random,
         info: Callable[[], str],
         lost: Callable[[], Awaitable[None]],
     ) -> None:
@@ -89,12 +97,33 @@ class Heart:
         self._reached_since = 0.0
         self._wake = asyncio.Event()
         self._ears = Ears(self._hear, self._wake.set)
-        self._link.on_connect = self._ears.listen
+        self._link.on_connect = self._connected
         self._link.on_use = self._ears.disarm
+        self._overdue = False
+        """Whether the last heartbeat saw a node whose lease has ended."""
+        self._clock: tuple[datetime, float] | None = None
+        """The time by the database clock at the last heartbeat, and when that was heard (boottime)."""
+        self._unsure_s = 0.0
+        """How much earlier than it was heard that time may have been read: as long as the answer took."""
+        self._patience = {
+            chore: Patience(log, "Postgres does not take what this node has to say", link, dice)
+            for chore in _CHORES
+        }
+        self._before: datetime | None = None
+        """What the database clock would show had it not gone back; None once what was due is so again."""
+        self._held: tuple[str, float] | None = None
+        """The transaction that a standby or slot holds, and since when it has been seen to (boottime)."""
         self._prune_after = _FIRST_ID
+        self._prune_at = 0.0
+        self._forget_at = 0.0
         self._ended = asyncio.Event()
         self._ping = ""
         """The last ping that was sent and not heard yet."""
+        self._fresh = False
+        """The connection is new, and nobody has tried yet whether hints come through it."""
+        self._searching = False
+        """A part of the queue is still to be searched for the claims of the dead."""
+        self._put_back_from = 0
 
     def end(self) -> None:
         """Make `run` and `guard` return once the statement that they are in has ended."""
@@ -128,14 +157,35 @@ class Heart:
         if node is None:
             return True
         sent_at = boottime()
-        alive = await self._link.run(
+        told = await self._link.run(
             lambda conn: nodes.heartbeat(conn, node=node, state=self._state, info=self._info()),
             deadline_s=deadline_s,
         )
         self._answered(sent_at)
-        if alive and node == self._node:
+        if told is not None:
+            self._told_the_time(told.at, boottime() - sent_at)
+        self._overdue = told is not None and told.overdue
+        if told is not None and node == self._node:
             self._lease_end = sent_at + self._settings.lease_s
-        return alive
+        return told is not None
+
+    def _told_the_time(self, at: datetime, took_s: float) -> None:
+        """Notice a jump of the database clock: until all have renewed by the new one, no lease says much."""
+        heard = boottime()
+        expected, self._clock = self._database_time(heard), (at, heard)
+        slack_s, self._unsure_s = self._settings.margin_s + max(took_s, self._unsure_s), took_s
+        if expected is not None and abs((at - expected).total_seconds()) > slack_s:
+            self._reached_since = heard
+            jump_s = round((at - expected).total_seconds(), 3)
+            log.warning("the clock of the database has jumped", extra={"seconds": jump_s})
+            self._before = max(expected, self._before or expected) if at < expected else None
+
+    def _database_time(self, now: float) -> datetime | None:
+        """Return what the database clock says at `now` (boottime), unless it has jumped since it was read."""
+        if self._clock is None:
+            return None
+        at, heard = self._clock
+        return at + timedelta(seconds=now - heard)
 
     async def guard(self) -> None:
         """Watch the lease: at the margin one more try, then the jobs are given up."""
@@ -176,9 +226,10 @@ class Heart:
         beat_at = check_at = sweep_at = ping_at = now
         while not self._ended.is_set():
             now = boottime()
-            due_at = min(beat_at, check_at, sweep_at, ping_at)
+            due_at = now if self._fresh else min(beat_at, check_at, sweep_at, ping_at)
             if due_at > now and not self._wake.is_set():
-                self._ears.arm()
+                if not self._link.busy:  # `guard` may have a statement under way
+                    self._ears.arm()
                 timer = asyncio.get_running_loop().call_later(due_at - now, self._wake.set)
                 await self._wake.wait()
                 timer.cancel()
@@ -188,47 +239,106 @@ class Heart:
             forced = self._wake.is_set() and self._state == "draining"
             self._wake.clear()
             now = boottime()
-            try:
-                if now >= beat_at or forced:
-                    beat_at = now + self._settings.heartbeat_s
-                    node = self._node
-                    if not await self.beat(5.0) and node is not None:
-                        await self._give_up(node)
-                if now >= check_at:
-                    check_at = now + CHECK_S
-                    await self._check()
-                    # A transaction left open makes checks read more and more: they stay a tenth of the time.
-                    check_at = max(check_at, boottime() + 10 * (boottime() - now))
-                if now >= sweep_at:
-                    sweep_at = now + self._settings.sweep_s
-                    await self._sweep()
-                if now >= ping_at:
-                    ping_at = now + PING_S
-                    await self._try_hints()
-                if not self._link.connected:
-                    await self._link.run(_nothing)
-            except StoreUnavailable as error:
-                if self._link.failures == 1:
-                    log.warning("Postgres does not answer", extra={"error": str(error)})
+            wait_s = 0.0
+            if now >= beat_at or forced:
+                beat_at = now + self._settings.heartbeat_s
+                wait_s = await self._do("heartbeat", self._renew)
+                if self._before is not None:
+                    await self._do("clock", self._bring_forward)
+            if now >= check_at:
+                check_at = now + CHECK_S
+                await self._do("check", self._check)
+                # A transaction left open makes checks read more and more: they stay a tenth of the time.
+                check_at = max(check_at, boottime() + 10 * (boottime() - now))
+            if now >= sweep_at or self._may_rescue():
+                sweep_at = now + self._settings.sweep_s
+                await self._do("sweep", self._sweep)
+                if self._searching:
+                    sweep_at = boottime()
+                else:
+                    await self._do("put back", self._put_back)
+                    await self._do("expire", lambda: self._link.run(leases.expire))
+                    await self._do("prune", self._prune)
+            if now >= ping_at or self._fresh:
+                self._fresh = False
+                ping_at = now + PING_S
+                await self._do("ping", self._try_hints)
+            if not self._link.connected:
+                self._deaf()
+                wait_s = await self._do("connect", lambda: self._link.run(_nothing)) or wait_s
+            if wait_s:
                 # Soon again: a lease is at stake, and each try is paced by the link itself.
-                beat_at = min(beat_at, boottime() + max(self._link.wait_s, 0.1))
-            except TaskdError as error:
-                log.error("chore failed", extra={"error": str(error)})
+                beat_at = min(beat_at, boottime() + wait_s)
+
+    async def _do(self, chore: str, work: Callable[[], Awaitable[object]]) -> float:
+        """Do one chore; return 0, or the seconds after which it is worth trying again.
+
+        Each stands for itself: one that Postgres refuses keeps no other from being done.
+        """
+        try:
+            await work()
+        except UnsafeDatabase:
+            raise  # an incarnation that may not begin: nothing here gets better by trying
+        except TaskdError as error:
+            return self._patience[chore].failed(error, chore=chore)
+        self._patience[chore].fine()
+        return 0.0
+
+    async def _renew(self) -> None:
+        node = self._node
+        if not await self.beat(5.0) and node is not None:
+            await self._give_up(node)
+
+    async def _bring_forward(self) -> None:
+        until = self._before
+        assert until is not None
+        stop_at = time.monotonic() + PRUNE_BUDGET_S
+        while time.monotonic() < stop_at:
+            if not await self._link.run(lambda conn: leases.bring_forward(conn, until=until)):
+                self._before = None if until == self._before else self._before
+                return
+            self._claimer.hint()
+
+    async def _connected(self, conn: Connection) -> None:
+        """Listen on a new connection; what was sent through the old one is not heard any more."""
+        self._deaf()
+        self._ping, self._fresh = "", True
+        await self._ears.listen(conn)
+
+    def _deaf(self) -> bool:
+        """Note that hints do not reach this node; returns whether they did before."""
+        before = bool(self._metrics.get("taskd_listener_up"))
+        self._metrics.set("taskd_listener_up", to=0)
+        if before:
+            self._metrics.inc("taskd_listener_lost_total")
+        return before
 
     async def _try_hints(self) -> None:
         """Send a ping through the channel; when the last one never came, listen on a new connection."""
         if self._ping:
-            if self._metrics.get("taskd_listener_up"):
+            if self._deaf():
                 log.warning(
                     "hints do not reach this node: it polls. database.listen_url must not be a pooler"
                 )
-            self._metrics.set("taskd_listener_up", to=0)
-            await self._link.close()
-        self._ping = f"ping:{self._node}:{boottime():.3f}"
-        await self._link.run(lambda conn: nodes.ping(conn, channel=channel(), text=self._ping))
-        vitals = await self._link.run(nodes.vitals)
+            await self._link.renew()
+
+        async def ask(conn: Connection) -> nodes.Vitals:
+            self._ping = f"ping:{self._node}:{boottime():.3f}"
+            return await nodes.ping(conn, channel=channel(), text=self._ping)
+
+        vitals = await self._link.run(ask)
         self._metrics.set("taskd_notify_queue_usage", to=vitals.notify_usage)
-        self._metrics.set("taskd_oldest_snapshot_seconds", to=vitals.oldest_snapshot_s)
+        oldest_s = max(vitals.oldest_snapshot_s, self._held_s(vitals.held_xid))
+        self._metrics.set("taskd_oldest_snapshot_seconds", to=oldest_s)
+
+    def _held_s(self, xid: str | None) -> float:
+        """Return for how long a standby or slot has been seen to hold this same transaction."""
+        now = boottime()
+        if xid is None:
+            self._held = None
+        elif self._held is None or self._held[0] != xid:
+            self._held = (xid, now)
+        return 0.0 if self._held is None else now - self._held[1]
 
     def _hear(self, text: str) -> None:
         if text.startswith("ping:"):
@@ -249,47 +359,74 @@ class Heart:
             self._claimer.hint()
 
     async def _sweep(self) -> None:
-        now = boottime()
         if self._node is None:
             return
-        if now - self._reached_since >= 2 * self._settings.sweep_s:
-            rescued = await self._link.run(leases.rescue_lost)
+        # Heartbeats say whether there is anybody to rescue; one that is old says nothing.
+        unknown = boottime() - self._answered_at > self._settings.sweep_s
+        if self._searching or self._may_rescue() or (unknown and self._steady()):
+            self._overdue = self._searching = False
+            rescued = await self._link.run(self._rescue)
+            self._searching = rescued.more
             for node, count in rescued.items():
                 self._metrics.inc("taskd_rescued_total", by=count)
-                log.warning("node was lost, its jobs are ready again", extra={"lost": node, "jobs": count})
+                if count or not rescued.more:
+                    extra = {"lost": node, "jobs": count}
+                    log.warning("node was lost, its jobs are ready again", extra=extra)
+            if rescued.failed:
+                log.error("jobs of a lost node can't be taken from it", extra={"jobs": rescued.failed})
             if rescued:
                 await self._link.run(types.renew_limits)
             if any(rescued.values()):
                 self._claimer.hint()
-        if self._claimer.lost:
-            claims = list(self._claimer.lost)
-            node_id = self._node
-            count = await self._link.run(
-                lambda conn: leases.put_back_unanswered(conn, node=node_id, claims=claims)
-            )
-            if count:
-                self._metrics.inc("taskd_put_back_total", by=count)
-                log.warning("jobs of a lost answer put back", extra={"jobs": count})
-                self._claimer.hint()
-            self._claimer.outlived(time.monotonic())
-        await self._link.run(leases.expire)
-        await self._prune()
+
+    async def _rescue(self, conn: Connection) -> leases.Rescued:
+        within = timedelta(seconds=self._settings.margin_s + self._unsure_s)
+        return await leases.rescue_lost(conn, about=self._database_time(boottime()), within=within)
+
+    async def _put_back(self) -> None:
+        """Look for what claims took whose answers never came, in a part of the queue."""
+        node = self._node
+        if node is None or not self._claimer.lost:
+            return
+        claims = list(self._claimer.lost)
+        count, self._put_back_from = await self._link.run(
+            lambda conn: leases.put_back_unanswered(conn, node=node, claims=claims, first=self._put_back_from)
+        )
+        if count:
+            self._metrics.inc("taskd_put_back_total", by=count)
+            log.warning("jobs of a lost answer put back", extra={"jobs": count})
+            self._claimer.hint()
+        self._claimer.outlived(time.monotonic())
+
+    def _steady(self) -> bool:
+        """Whether Postgres was reached for long enough to judge others by their leases."""
+        return boottime() - self._reached_since >= 2 * self._settings.sweep_s
+
+    def _may_rescue(self) -> bool:
+        return self._overdue and self._node is not None and self._steady()
 
     async def _prune(self) -> None:
+        if boottime() < self._prune_at:
+            return
         keep = self._settings.retention
+        found = 0
         until = time.monotonic() + PRUNE_BUDGET_S
         oldest_ms = round((time.time() - keep.shortest.total_seconds()) * 1000)
         before = new_id(max(0, oldest_ms), bytes(10))
 
-        async def step(conn: Connection) -> UUID | None:
-            _, reached = await jobs.prune(conn, keep, after=self._prune_after, before=before)
-            return reached
+        async def step(conn: Connection) -> tuple[int, UUID | None]:
+            return await jobs.prune(conn, keep, after=self._prune_after, before=before)
 
         while time.monotonic() < until:
-            reached = await self._link.run(step)
+            deleted, reached = await self._link.run(step)
+            found += deleted
             self._prune_after = _FIRST_ID if reached is None else reached
             if reached is None:
-                await self._link.run(lambda conn: nodes.forget(conn, age=NODE_AGE))
+                if not found:
+                    self._prune_at = boottime() + min(PRUNE_S, keep.shortest.total_seconds() / 20)
+                if boottime() >= self._forget_at:
+                    self._forget_at = boottime() + FORGET_S
+                    await self._link.run(lambda conn: nodes.forget(conn, age=NODE_AGE))
                 return
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+
+import msgspec
 
 from taskd import wire
 from taskd.engine.children import Child, Run
@@ -76,6 +78,17 @@ class Judge:
             outcome, run.case, run.info, self._dice, error=error, delay_s=message.delay_s
         )
         self.close(run, verdict, message, ran_ms)
+
+    def completed(self, runs: Sequence[Run | None], results: Sequence[msgspec.Raw], now: float) -> None:
+        """Settle runs that completed and left nothing but these results, side by side."""
+        for run, result in zip(runs, results, strict=True):
+            if run is not None:
+                job = run.job
+                ran_ms = int((now - run.started_at) * 1000) if run.started_at else 0
+                self._slots.release(job.type, ran_ms)
+                self._settler.complete(
+                    job.type, Completion(job.id, job.claim, bytes(result).decode(), ran_ms)
+                )
 
     def barren(self, type_: str, parent: Parent, error: Refused) -> None:
         """Settle a run whose handler ended well but whose further jobs can't be stored: it failed."""

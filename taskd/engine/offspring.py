@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
-from taskd.errors import Refused
+from taskd.errors import Refused, StoreUnavailable
 from taskd.model import payload
 from taskd.model.job import NewJob, new_id
 from taskd.model.jobtype import TypeInfo
@@ -40,15 +40,15 @@ class Nursery:
         """Store the completion and its jobs in one transaction; False when the claim is over.
 
         Raises:
-            Refused: a job can't be made (unknown type, a timeout longer than its type's); nothing was
-                stored, and the run has failed.
-            StoreUnavailable: no answer came.
+            Refused: a job can't be made (unknown type, a timeout longer than its type's, a unique key that
+                another body holds); nothing was stored, and the run has failed.
+            StoreUnavailable: no answer came, or the holder of a unique key ended just now: to be tried again.
         """
         made = await self._make(conn, parent)
         async with conn.transaction():
             done = await leases.settle_completed(conn, node=node, verdicts=[parent.completion])
             if done:
-                await jobs.insert(conn, made)
+                _all_held(made, await jobs.insert(conn, made))
         return bool(done)
 
     async def _make(self, conn: Connection, parent: Parent) -> list[NewJob]:
@@ -74,3 +74,15 @@ class Nursery:
             job_id = new_id(int(now.timestamp() * 1000), self._dice(10))
             made.append(new_job(ask, info, text, id=job_id, client=client))
         return made
+
+
+def _all_held(made: Sequence[NewJob], stored: jobs.Stored) -> None:
+    """Raise unless each of `made` is stored, by itself or as the same job under its unique key before."""
+    for index, job in enumerate(made):
+        receipt = stored.get(job.id)
+        if receipt is None or receipt.duplicate:
+            continue
+        if receipt.error:
+            raise StoreUnavailable(receipt.error)
+        text = f"unique_key {job.unique_key!r} is held by job {receipt.id}, whose body is another"
+        raise Refused("conflict", f"submit {index + 1} of {len(made)}: {text}")

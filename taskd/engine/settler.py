@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TypeVar
 
 from taskd.engine.offspring import Nursery, Parent
-from taskd.errors import BadRow, Refused, StoreUnavailable
+from taskd.engine.patience import Patience
+from taskd.errors import BadRow, Refused, StoreUnavailable, Unforeseen
 from taskd.obs.metrics import Metrics
 from taskd.store import leases
 from taskd.store.leases import Completion, Settlement
@@ -22,6 +24,9 @@ from taskd.store.pool import Link
 
 MOST = 1000
 """Verdicts in one statement."""
+
+AGAIN_S, LONGEST_S = 1.0, 60.0
+"""How soon a verdict that can't be stored is tried again at first, and how seldom at last."""
 
 _UNSTORABLE = "the error text could not be stored"
 
@@ -43,6 +48,7 @@ class Settler:
         *,
         bounded: Collection[str] = (),
         freed: Callable[[], None] = lambda: None,
+        dice: random.Random | None = None,
     ) -> None:
         """`node` is asked for each verdict.
 
@@ -63,11 +69,24 @@ class Settler:
         self._empty = asyncio.Event()
         self._empty.set()
         self._writing = 0
+        self._patience = Patience(log, "verdicts wait for Postgres", link, dice or random.Random())
+        self._refused = Patience(
+            log, "verdict can't be stored at all", link, dice or random.Random(), level=logging.ERROR
+        )
+        self._aside: list[Callable[[], None]] = []
+        """Each hands a verdict in again that could not be stored, not even alone."""
+        self._aside_s = AGAIN_S
+        self._aside_timer: asyncio.TimerHandle | None = None
 
     @property
     def unsettled(self) -> int:
-        """Verdicts that are not stored yet."""
+        """Verdicts that are not stored yet, but for those set aside."""
         return len(self._completions) + len(self._others) + len(self._parents) + self._writing
+
+    @property
+    def aside(self) -> int:
+        """Verdicts that Postgres refused even alone; they are tried again, ever more seldom."""
+        return len(self._aside)
 
     def complete(self, type_: str, completion: Completion) -> None:
         """A job completed; its claim is this node's present incarnation's."""
@@ -102,6 +121,8 @@ class Settler:
                     await self._write(self._others, self._settle)
                 if self._parents:
                     await self._write_parent()
+            if not self._aside:
+                self._aside_s = AGAIN_S
             self._empty.set()
 
     async def _write(
@@ -121,14 +142,11 @@ class Settler:
             while True:
                 try:
                     await store(node, batch, again)  # type: ignore[misc]
+                    self._patience.fine()
                     return
-                except StoreUnavailable as error:
-                    if not again:
-                        log.warning(
-                            "verdicts wait for Postgres", extra={"jobs": len(batch), "error": str(error)}
-                        )
+                except (StoreUnavailable, BadRow, Unforeseen) as error:
                     again = True
-                    await asyncio.sleep(max(self._link.wait_s, 0.05))
+                    await asyncio.sleep(self._patience.failed(error, jobs=len(batch)))
         finally:
             self._writing = 0
 
@@ -145,9 +163,9 @@ class Settler:
                     if done or await self._look_up(node, claim):
                         self._settled({(type_, "completed"): 1})
                     return
-                except StoreUnavailable:
-                    await asyncio.sleep(max(self._link.wait_s, 0.05))
-                except BadRow as error:
+                except StoreUnavailable as error:
+                    await asyncio.sleep(self._patience.failed(error, jobs=1))
+                except (BadRow, Unforeseen) as error:
                     self._barren(type_, parent, Refused(error.code, str(error)))
                     return
                 except Refused as error:
@@ -168,18 +186,21 @@ class Settler:
             done = await self._link.run(
                 lambda conn: leases.settle_completed(conn, node=node, verdicts=verdicts)
             )
-        except BadRow as error:
+        except (BadRow, Unforeseen) as error:
             if len(batch) > 1:
                 await self._halves(node, batch, self._complete)
                 return
             # The effect happened and never runs again; only its result is lost.
             type_, verdict = batch[0]
-            if verdict.result is None:
-                self._give_up(verdict, error)
+            try:
+                bare = verdict._replace(result=None)
+                done = await self._link.run(
+                    lambda conn: leases.settle_completed(conn, node=node, verdicts=[bare])
+                )
+            except (BadRow, Unforeseen) as worse:
+                self._set_aside(verdict, worse, lambda: self._completions.append((node, type_, verdict)))
                 return
             log.warning("result can't be stored", extra={"job_id": verdict.id, "error": str(error)})
-            await self._complete(node, [(type_, verdict._replace(result=None))], again)
-            return
         if len(done) < len(batch):
             done |= await self._look_up(node, {one.id: one.claim for one in verdicts if one.id not in done})
         self._settled(Counter((type_, "completed") for type_, one in batch if one.id in done))
@@ -188,21 +209,23 @@ class Settler:
         verdicts = [verdict for _, verdict in batch]
         try:
             done = await self._link.run(lambda conn: leases.settle_others(conn, node=node, verdicts=verdicts))
-        except BadRow as error:
+        except (BadRow, Unforeseen) as error:
             if len(batch) > 1:
                 await self._halves(node, batch, self._settle)
                 return
             type_, verdict = batch[0]
-            if verdict.error == _UNSTORABLE:
-                self._give_up(verdict, error)
-                return
-            log.warning("verdict can't be stored as it is", extra={"job_id": verdict.id, "error": str(error)})
             # Whatever a job's process may have said of itself goes; what the verdict is stays.
             plain = verdict._replace(
                 result=None, error=_UNSTORABLE, exit_code=None, signal=None, cpu_s=None, max_rss=None
             )
-            await self._settle(node, [(type_, plain)], again)
-            return
+            try:
+                done = await self._link.run(
+                    lambda conn: leases.settle_others(conn, node=node, verdicts=[plain])
+                )
+            except (BadRow, Unforeseen) as worse:
+                self._set_aside(verdict, worse, lambda: self._others.append((node, type_, verdict)))
+                return
+            log.warning("verdict can't be stored as it is", extra={"job_id": verdict.id, "error": str(error)})
         if len(done) < len(batch):
             # A job that was put back unrun keeps no claim: there is nothing to look up, and nothing lost.
             claims = {one.id: one.claim for one in verdicts if one.id not in done and one.cause is not None}
@@ -210,9 +233,24 @@ class Settler:
                 done |= await self._look_up(node, claims)
         self._settled(Counter((type_, one.status or "again") for type_, one in batch if one.id in done))
 
-    def _give_up(self, verdict: Completion | Settlement, error: BadRow) -> None:
-        # Kept, it would hold up all others; the job is rescued when this node ends.
-        log.error("verdict can't be stored at all", extra={"job_id": verdict.id, "error": str(error)})
+    def _set_aside(
+        self, verdict: Completion | Settlement, error: BadRow | Unforeseen, again: Callable[[], None]
+    ) -> None:
+        """Keep a verdict where it holds up no other; when nothing works before this node ends, its job is
+        rescued."""
+        self._refused.failed(error, job_id=verdict.id)
+        self._aside.append(again)
+        if self._aside_timer is None:
+            self._aside_timer = asyncio.get_running_loop().call_later(self._aside_s, self._take_up)
+            self._aside_s = min(LONGEST_S, 2 * self._aside_s)
+
+    def _take_up(self) -> None:
+        """Hand in once more what was set aside."""
+        self._aside_timer = None
+        aside, self._aside = self._aside, []
+        for again in aside:
+            again()
+        self._wake.set()
 
     async def _halves(
         self,
@@ -226,8 +264,8 @@ class Settler:
                 try:
                     await store(node, half, True)  # type: ignore[misc]
                     break
-                except StoreUnavailable:
-                    await asyncio.sleep(max(self._link.wait_s, 0.05))
+                except (StoreUnavailable, BadRow, Unforeseen) as error:
+                    await asyncio.sleep(self._patience.failed(error, jobs=len(half)))
 
     async def _look_up(self, node: int, claims: dict[str, int]) -> set[str]:
         """Return what an earlier try has stored; the rest is no longer this node's to write."""

@@ -14,6 +14,9 @@ from taskd.model.jobtype import TypeInfo
 from taskd.store.leases import Demand
 
 ROUND_TRIPS = 2.0
+LEAST_S = 0.025
+"""For how many seconds of work jobs of a quick type are fetched ahead at least: a claim for few jobs costs
+Postgres nearly as much as one for many (docs/decisions/0007)."""
 MOST_AHEAD = 2000
 """Jobs of one type that are fetched ahead at most, whatever the rate."""
 QUICK_S = 0.05
@@ -45,6 +48,8 @@ class _Type:
 class _Pool:
     concurrency: int
     held: int = 0
+    missing: int = 0
+    """Slots of children that are being started anew."""
 
 
 class Slots:
@@ -63,6 +68,10 @@ class Slots:
     def set_open(self, pool: str, isolation: str, is_open: bool) -> None:
         """Say whether the children of a pool and isolation can take jobs."""
         self._open[pool, isolation] = is_open
+
+    def set_missing(self, pool: str, slots: int) -> None:
+        """Say how many of a pool's slots have no child now: nothing is claimed for them."""
+        self._pools[pool].missing = slots
 
     def take(self, type_: str) -> None:
         """A job of this type was claimed."""
@@ -99,7 +108,7 @@ class Slots:
         # A child would start all that it has, so a type with a bound here is not fetched ahead either.
         if one.info.limited or one.info.concurrency is not None:
             return 0
-        span_s = self._round_trip_s * ROUND_TRIPS
+        span_s = max(LEAST_S, self._round_trip_s * ROUND_TRIPS)
         ahead = min(MOST_AHEAD, one.rate * span_s)
         if one.run_s > QUICK_S:
             # Two slow jobs that end together look like a fast type for a moment.
@@ -112,7 +121,7 @@ class Slots:
         Types that can take none are left out. `unsettled` jobs have ended here and are not written yet.
         """
         left = MOST_HELD - self.held - unsettled
-        budgets = [pool.concurrency - pool.held for pool in self._pools.values()]
+        budgets = [pool.concurrency - pool.held - pool.missing for pool in self._pools.values()]
         demands: dict[str, Demand] = {}
         if left <= 0:
             return demands, budgets

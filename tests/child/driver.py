@@ -14,6 +14,7 @@ from typing import Any, cast
 import msgspec
 
 from taskd.wire import (
+    Completed,
     Finished,
     Log,
     Plugin,
@@ -76,7 +77,7 @@ class Child:
         self._reader = Reader(ToSupervisor)
         self._next_run = 0
         self.seen: list[Any] = []
-        """All messages so far, in order."""
+        """All messages so far, in order, one a run: what names several runs is taken apart."""
 
     def __enter__(self) -> Child:
         self.pipe, theirs = socket.socketpair()
@@ -146,7 +147,7 @@ class Child:
         return cast(Finished, self._until(lambda m: type(m) is Finished and m.run == run))
 
     def started(self, run: int) -> Started:
-        return cast(Started, self._until(lambda m: type(m) is Started and m.run == run))
+        return cast(Started, self._until(lambda m: type(m) is Started and m.runs == [run]))
 
     def ready(self) -> Any:
         """Return `Ready` or `Broken`, whichever the child says."""
@@ -188,5 +189,12 @@ class Child:
             data = self.pipe.recv(1 << 18)
         except ConnectionResetError:
             return False
-        self.seen += self._reader.feed(data)
+        for message in self._reader.feed(data):
+            if type(message) is Started:
+                self.seen += [Started([run]) for run in message.runs]
+            elif type(message) is Completed:
+                ends = zip(message.runs, message.results, strict=True)
+                self.seen += [Finished(run, "completed", True, result) for run, result in ends]
+            else:
+                self.seen.append(message)
         return bool(data)

@@ -251,3 +251,13 @@ def test_hooks_go_around_jobs_of_a_plain_def_too(hooked: Path) -> None:
 def test_a_wrapper_that_raises_fails_the_attempt(hooked: Path) -> None:
     with Child("hooked_plugin", ["hooked"]) as child:
         assert child.run("hooked", {"how": "well"}, attempt=9).error == "RuntimeError: not today"
+
+
+def test_a_child_loads_nothing_that_few_plugins_need() -> None:
+    code = (
+        "import sys, taskd.child.__main__, taskd.builtin.echo\n"
+        "rare = {'jsonschema_rs', 'importlib.metadata', 'email', 'zipfile', 'difflib', 'argparse'}\n"
+        "print(sorted(rare & set(sys.modules)))"
+    )
+
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"

@@ -36,7 +36,7 @@ def test_a_job_is_started_then_finished(child: Child) -> None:
     finished = child.finished(run)
 
     assert (finished.outcome, finished.started, bytes(finished.result)) == ("completed", True, b"null")
-    assert child.seen.index(Started(run)) < child.seen.index(finished)
+    assert child.seen.index(Started([run])) < child.seen.index(finished)
 
 
 def test_a_second_lane_runs_the_same_handler(child: Child) -> None:
@@ -366,7 +366,7 @@ def test_a_child_runs_no_more_than_its_slots_at_once() -> None:
         first, second, third = child.start_many([("wait", {})] * 3)
         child.progress(first)
         child.progress(second)
-        assert not any(type(message) is Started and message.run == third for message in child.seen)
+        assert Started([third]) not in child.seen
 
         child.send(Cancel(first, "cancelled"))
 
@@ -400,7 +400,7 @@ def test_a_job_that_kills_the_process_was_started_and_is_never_finished(how: str
         with pytest.raises(EOFError):
             child.finished(run)
 
-        assert Started(run) in child.seen
+        assert Started([run]) in child.seen
         assert child.process.wait(30) != 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import mmap
 import os
 import time
 from collections.abc import Mapping
@@ -12,6 +13,8 @@ from typing import Any
 from taskd.plugin import Fail, JobType, RetryLater, Snooze, hookimpl, job
 
 LOOK_S = 0.005
+
+_kept: list[mmap.mmap] = []
 
 
 @job("echo")
@@ -81,6 +84,37 @@ async def patient() -> None:
     await asyncio.sleep(1000)
 
 
+def _take(size: int) -> None:
+    """Hold so many bytes for the life of the process; RLIMIT_DATA does not see them, being shared."""
+    _kept.append(mmap.mmap(-1, size))
+    _kept[-1].write(b"x" * size)
+
+
+@job("swell", timeout="60s")
+async def swell(path: str, size: int) -> dict[str, int]:
+    """Be `gate` in a process that grows by `size` bytes when the gate opens, and stays so large."""
+    answer: dict[str, int] = await gate(path)
+    _take(size)
+    return answer
+
+
+@job("burst", timeout="60s")
+async def burst(path: str) -> None:
+    """Take memory without end as soon as `path` exists; it lets others run meanwhile."""
+    await gate(path)
+    while True:
+        _take(8 << 20)
+        await asyncio.sleep(0.01)
+
+
+@job("solo_burst", timeout="60s")
+def solo_burst() -> None:
+    """Take memory without end."""
+    while True:
+        _take(8 << 20)
+
+
 @hookimpl
 def taskd_job_types(options: Mapping[str, object]) -> list[JobType]:
-    return [echo, note, gate, solo_gate, boom, outcome, die, stuck, patient]
+    plain = [echo, note, gate, solo_gate, boom, outcome]
+    return [*plain, die, stuck, patient, swell, burst, solo_burst]

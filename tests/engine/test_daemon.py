@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
+import re
 import signal
 import statistics
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from uuid import UUID
@@ -16,12 +18,13 @@ from uuid import UUID
 import msgspec
 import pytest
 
-from taskd.engine import crew
+from taskd.embedded import EmbeddedPG
+from taskd.engine import crew, daemon, heart
 from taskd.engine.children import PoolSettings
 from taskd.model.state import Cause
 from taskd.store import jobs, leases, migrate
 from tests.engine.node import Node, appears, claims_left, eventually, running
-from tests.factories import Connection, add, add_node, claim_one, column, new_job, one
+from tests.factories import Connection, add, add_node, claim, claim_one, column, new_job, one
 from tests.postgres import DurablePG, crash
 
 FIXED: dict[str, object] = {"retry": {"backoff": "fixed", "backoff_base": 0.01, "jitter": "none"}}
@@ -235,6 +238,222 @@ async def test_a_signal_before_the_children_are_ready_is_heard(
 
 async def _registered(db: Connection) -> bool:
     return bool(await one(db, "select count(*) from taskd.nodes"))
+
+
+async def test_a_drain_without_postgres_ends_in_time_and_its_jobs_run_again(
+    durable_pg: DurablePG, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(daemon, "END_S", 2.0)
+    server = durable_pg()
+    migrate.up(server.url())
+    async with running(server.url(), allow_unsafe=False, drain_s=1.0, lease_s=5.0) as node:
+        ends = await node.add("gate", payload(path=str(tmp_path / "go")))
+        await appears(tmp_path / "go.started")
+        crash(server)
+        (tmp_path / "go").touch()
+        await eventually(_unsettled(node))
+        began = time.monotonic()
+
+        node.signals.drain()
+        await node.ended()
+
+        assert time.monotonic() - began < 1.0 + 2.0 + 1.0
+        assert "verdicts could not be stored; their jobs run again" in caplog.text
+        server.start()
+        async with running(server.url(), allow_unsafe=False, node_name="heir") as heir:
+            job = await heir.until(ends)
+
+    assert (job.status, job.attempts) == ("completed", 2)
+    assert [run.cause for run in job.history] == [Cause.LEASE_EXPIRED]
+
+
+async def test_a_drain_ends_in_time_when_postgres_has_frozen(
+    durable_pg: DurablePG, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(daemon, "END_S", 2.0)
+    server = durable_pg()
+    migrate.up(server.url())
+    async with running(server.url(), allow_unsafe=False, drain_s=1.0) as node:
+        await node.until(await node.add("echo"))
+        with stopped_server(server):
+            began = time.monotonic()
+
+            node.signals.drain()
+            await node.ended()
+
+            assert time.monotonic() - began < 1.0 + 2.0 + 1.5
+
+
+@contextmanager
+def stopped_server(server: EmbeddedPG) -> Iterator[None]:
+    """Freeze a server with all its processes: it takes connections and says nothing."""
+    assert server.pid is not None
+    family = [server.pid, *(int(pid) for pid in _children(server.pid))]
+    for pid in family:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in family:
+            os.kill(pid, signal.SIGCONT)
+
+
+def _children(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
+# -- hints -----------------------------------------------------------------------------------------------
+
+
+async def test_a_listener_that_is_lost_is_told_and_back_at_once(database_url: str, db: Connection) -> None:
+    # Beats and checks are far apart: nothing but the lost connection itself makes the node look.
+    async with running(database_url, heartbeat_s=10.0) as node:
+        figure = node.daemon._metrics.get
+        await eventually(_is(lambda: figure("taskd_listener_up") == 1))
+        began = time.monotonic()
+
+        await db.execute(f"select pg_terminate_backend({await _heart(db)})".encode())
+        await eventually(_is(lambda: figure("taskd_listener_lost_total") == 1))
+        await eventually(_is(lambda: figure("taskd_listener_up") == 1))
+
+        assert time.monotonic() - began < 5, "its own ping is due every ten seconds, and after a connect"
+
+
+def _is(what: Callable[[], bool]) -> Callable[[], Awaitable[bool]]:
+    async def check() -> bool:
+        return what()
+
+    return check
+
+
+async def _heart(db: Connection) -> int:
+    pids = "select pid from pg_stat_activity where starts_with(application_name, 'taskd heart')"
+    return int(await one(db, pids))
+
+
+async def test_a_listener_that_hears_nothing_is_made_anew(
+    database_url: str, db: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heart, "PING_S", 0.5)
+    monkeypatch.setattr(heart, "channel", lambda: "somewhere_else")
+    async with running(database_url) as node:
+        first = await _heart(db)
+        assert node.daemon._metrics.get("taskd_listener_up") == 0
+
+        await eventually(lambda: _another(db, first))
+        monkeypatch.setattr(heart, "channel", lambda: "taskd")
+
+        await eventually(_is(lambda: node.daemon._metrics.get("taskd_listener_up") == 1))
+
+
+async def _another(db: Connection, pid: int) -> bool:
+    hearts = "select count(*) from pg_stat_activity where starts_with(application_name, 'taskd heart')"
+    return bool(await one(db, f"{hearts} and pid <> %s", pid))
+
+
+# -- what Postgres may say -------------------------------------------------------------------------------
+
+
+REFUSED = {
+    "claim": "before update on taskd.queue for each row when (new.claimed and not old.claimed)",
+    "settle": "before insert on taskd.outcomes for each row",
+    "heartbeat": "before update on taskd.nodes for each row when (new.state = 'live')",
+    "register": "before insert on taskd.nodes for each row",
+}
+"""What a trigger refuses, by the work that meets it."""
+
+
+@pytest.mark.parametrize("sqlstate", ["P0001", "0A000", "42804"])
+@pytest.mark.parametrize("work", REFUSED)
+async def test_no_answer_of_postgres_ends_a_node(
+    database_url: str, db: Connection, caplog: pytest.LogCaptureFixture, work: str, sqlstate: str
+) -> None:
+    await db.execute(
+        f"""create function taskd.refuse() returns trigger language plpgsql as $$ begin
+            raise exception 'planted' using errcode = '{sqlstate}';
+        end $$""".encode()
+    )
+    refuse = f"create trigger refuse {REFUSED[work]} execute function taskd.refuse()".encode()
+    table = re.findall(r"on (taskd\.\w+)", REFUSED[work])[0]
+    if work == "register":
+        await db.execute(refuse)
+    async with running(database_url, ready=work != "register") as node:
+        if work != "register":
+            await db.execute(refuse)
+        job_id = await node.add("echo")
+        await eventually(_said(caplog, f"Postgres answered {sqlstate}"))
+        await asyncio.sleep(0.5)
+        assert not node.task.done()
+        said = sum(sqlstate in str(getattr(record, "error", "")) for record in caplog.records)
+        assert said == 1, "once, however often it was tried"
+
+        await db.execute(f"drop trigger refuse on {table}".encode())
+        job = await node.until(job_id)
+
+        assert (job.status, job.attempts, job.history) == ("completed", 1, ())
+
+
+def _said(caplog: pytest.LogCaptureFixture, text: str) -> Callable[[], Awaitable[bool]]:
+    async def check() -> bool:
+        return any(text in str(getattr(record, "error", "")) for record in caplog.records)
+
+    return check
+
+
+async def test_a_type_that_postgres_refuses_to_claim_stops_no_other(
+    database_url: str, db: Connection
+) -> None:
+    await db.execute(
+        """create function taskd.refuse() returns trigger language plpgsql as $$ begin
+            raise exception 'planted';
+        end $$;
+        create trigger refuse before update on taskd.queue for each row
+        when (new.claimed and new.type = 'note') execute function taskd.refuse()"""
+    )
+    async with running(database_url) as node:
+        refused = await node.add("note", priority=5)
+        for _ in range(5):
+            assert (await node.until(await node.add("echo"))).status == "completed"
+        assert (await node.job(refused)).status == "pending"
+
+
+async def test_a_chore_that_fails_keeps_no_other_from_being_done(
+    database_url: str, db: Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running(database_url) as node:
+        await node.until(await node.add("echo"))
+        await db.execute("drop function taskd.floors")
+        await node.until(await node.add("echo"))
+        await eventually(_said(caplog, "42883"))
+
+        dead = await add_node(db, "dead", lease_s=1)
+        lost = await add(db, type="echo")
+        await claim_one(db, dead, 1, "echo")
+
+        assert (await node.until(UUID(lost))).attempts == 2
+
+
+async def test_a_claim_that_cannot_be_rescued_holds_up_no_other(
+    database_url: str, db: Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    dead = await add_node(db, "dead", lease_s=1)
+    ids = [await add(db, type="echo") for _ in range(5)]
+    await claim(db, dead, 1, {"echo": 5})
+    await db.execute(
+        f"""create function taskd.refuse() returns trigger language plpgsql as $$ begin
+            raise exception 'planted';
+        end $$;
+        create trigger refuse before update on taskd.queue for each row
+        when (old.id = '{ids[2]}' and not new.claimed) execute function taskd.refuse()""".encode()
+    )
+    async with running(database_url) as node:
+        for job_id in ids[:2] + ids[3:]:
+            assert (await node.until(UUID(job_id))).status == "completed"
+        assert (await node.job(UUID(ids[2]))).status == "processing"
+        assert "jobs of a lost node can't be taken from it" in caplog.text
+
+        await db.execute("drop trigger refuse on taskd.queue")
+        assert (await node.until(UUID(ids[2]))).status == "completed"
 
 
 # -- the lease -------------------------------------------------------------------------------------------

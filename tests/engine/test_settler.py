@@ -13,6 +13,7 @@ from uuid import UUID
 
 import pytest
 
+from taskd.engine import settler
 from taskd.engine.offspring import Nursery, Parent
 from taskd.engine.settler import Settler
 from taskd.errors import Refused
@@ -139,6 +140,57 @@ async def test_a_verdict_that_nothing_makes_storable_holds_up_nobody(
     assert "verdict can't be stored at all" in caplog.text
 
 
+@pytest.mark.parametrize("sqlstate", ["P0001", "0A000", "23514"])
+async def test_a_verdict_that_was_set_aside_is_stored_as_soon_as_it_can_be(
+    db: Connection,
+    desk: Desk,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    sqlstate: str,
+) -> None:
+    monkeypatch.setattr(settler, "AGAIN_S", 0.05)
+    desk.settler._aside_s = 0.05
+    claimed = await taken(db, desk, 8)
+    await db.execute(_refuses("taskd.outcomes", f"new.id = '{claimed[5].id}'", sqlstate))
+
+    for job in claimed:
+        desk.settler.complete("mail", completion(job, '{"n":1}'))
+    await desk.settled()
+    assert desk.settler.aside == 1
+    assert await statuses(db, claimed) == ["completed"] * 5 + ["processing"] + ["completed"] * 2
+    await db.execute("drop trigger refuse on taskd.outcomes")
+    while desk.settler.aside or desk.settler.unsettled:
+        await asyncio.sleep(0.01)
+
+    assert set(await statuses(db, claimed)) == {"completed"}
+    assert await one(db, "select count(*) from taskd.outcomes where result is null") == 0
+    assert caplog.text.count("verdict can't be stored at all") == 1, "said once, however often it was tried"
+
+
+async def test_a_failure_that_nobody_foresaw_is_found_and_loses_only_its_result(
+    db: Connection, desk: Desk
+) -> None:
+    claimed = await taken(db, desk, 6)
+    await db.execute(_refuses("taskd.outcomes", "(new.result->>'n')::integer = 4", "P0001"))
+
+    for index, job in enumerate(claimed):
+        desk.settler.complete("mail", completion(job, f'{{"n":{index}}}'))
+    await desk.settled()
+
+    assert set(await statuses(db, claimed)) == {"completed"}
+    lost = await column(db, "select id::text from taskd.outcomes where result is null")
+    assert lost == [claimed[4].id]
+
+
+def _refuses(table: str, condition: str, sqlstate: str) -> bytes:
+    return f"""create function taskd.refuse() returns trigger language plpgsql as $$ begin
+            if {condition} then raise exception 'planted' using errcode = '{sqlstate}'; end if;
+            return new;
+        end $$;
+        create trigger refuse before insert on {table}
+        for each row execute function taskd.refuse()""".encode()
+
+
 async def test_verdicts_wait_until_the_database_takes_them(db: Connection, desk: Desk) -> None:
     claimed = await taken(db, desk, 3)
     await db.execute(
@@ -258,6 +310,29 @@ async def test_a_job_whose_submits_cannot_be_stored_has_failed(
     assert len(desk.barren) == 1
     assert await status(db, job.id) == "pending"
     assert await one(db, "select count(*) from taskd.jobs") == 1
+
+
+async def test_a_job_that_submits_a_key_which_another_body_holds_has_failed(
+    db: Connection, desk: Desk
+) -> None:
+    await publish(db, desk.node, "mail", "letter")
+    first, second, third = await taken(db, desk, 3)
+
+    def letter(n: int) -> bytes:
+        return b'{"type":"letter","payload":{"n":%d},"unique_key":"k"}' % n
+
+    desk.settler.complete_with_jobs("mail", Parent(completion(first), first, [letter(1)]))
+    await desk.settled()
+    desk.settler.complete_with_jobs("mail", Parent(completion(second), second, [letter(1)]))
+    await desk.settled()
+    desk.settler.complete_with_jobs("mail", Parent(completion(third), third, [letter(2)]))
+    await desk.settled()
+
+    assert await statuses(db, [first, second, third]) == ["completed", "completed", "pending"]
+    [error] = desk.barren
+    holder = await one(db, "select id::text from taskd.jobs where type = 'letter'")
+    assert "unique_key 'k'" in error
+    assert str(holder) in error
 
 
 async def test_a_parent_whose_answer_is_lost_has_its_children_once(

@@ -14,6 +14,7 @@ from taskd.wire import (
     Broken,
     BrokenFrame,
     Cancel,
+    Completed,
     Finished,
     Log,
     Plugin,
@@ -57,7 +58,8 @@ to_child = st.one_of(
 to_supervisor = st.one_of(
     st.builds(Ready, numbers),
     st.builds(Broken, st.text()),
-    st.builds(Started, numbers),
+    st.builds(Started, st.lists(numbers)),
+    st.builds(Completed, st.lists(numbers), st.lists(raws, max_size=3)),
     st.builds(Log, numbers, st.floats(0, 1e10), st.text(), st.text()),
     st.builds(Progress, numbers, st.floats(0, 100), st.text()),
     st.builds(
