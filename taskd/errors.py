@@ -113,6 +113,15 @@ class BadRow(TaskdError):
         super().__init__(message)
 
 
+class Unforeseen(TaskdError):
+    """Postgres refused a statement for a reason that taskd knows nothing of: a defect, or somebody's trigger.
+
+    Nothing was written. Whether it passes by itself nobody knows.
+    """
+
+    code = "internal_error"
+
+
 @dataclass(frozen=True, slots=True)
 class FieldProblem:
     """One member of a request that can't be accepted; `path` like `payload.to` or `jobs[3].type`."""

@@ -30,6 +30,7 @@ _MODULES = {
     "types": "types",
     "nodes": "nodes",
     "audit": "audit",
+    "bench": "bench",
     "openapi": "openapi",
 }
 """Where each command is, in the order of the help."""

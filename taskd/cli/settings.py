@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -173,22 +173,20 @@ def plain(value: Any) -> Any:
 
 def hide_secrets(tree: Tree) -> None:
     """Have log lines mask the secrets of this file from now on, whatever they stand in."""
+    for secret in secrets_of(tree):
+        hide(secret)
+
+
+def secrets_of(tree: Tree) -> Iterator[str]:
+    """Yield what this file holds that must not be in a log line."""
     for url in (tree.database.url, tree.database.listen_url):
         if url is not None and (password := _password(url.value)):
-            hide(password)
-    for token in tree.admin.tokens:
-        hide(token.value)
-    for entry in tree.plugins:
-        _hide_options(entry.config)
+            yield password
+    yield from (token.value for token in tree.admin.tokens)
+    options: list[Mapping[str, Any]] = [entry.config for entry in tree.plugins]
     for job_type in tree.job_types.values():
-        _hide_options(job_type.env or {})
-        _hide_options(job_type.options or {})
-
-
-def _hide_options(options: Mapping[str, Any]) -> None:
-    for name, value in options.items():
-        if is_secret_option(name, value):
-            hide(value)
+        options += [job_type.env or {}, job_type.options or {}]
+    yield from (value for one in options for name, value in one.items() if is_secret_option(name, value))
 
 
 def _password(url: str) -> str | None:

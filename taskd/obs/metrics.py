@@ -24,11 +24,12 @@ METRICS = (
     Metric("taskd_claimed_total", "Jobs claimed by this node.", labels=("type",)),
     Metric("taskd_fenced_total", "Late writes of older claims that were refused."),
     Metric("taskd_http_requests_total", "HTTP requests answered.", labels=("route", "status")),
+    Metric("taskd_listener_lost_total", "Times at which hints (NOTIFY) ceased to reach this node."),
     Metric("taskd_listener_up", "1 while hints (NOTIFY) reach this node, 0 while it polls only.", "gauge"),
     Metric("taskd_notify_queue_usage", "Share of the server's NOTIFY queue that is in use, 0 to 1.", "gauge"),
     Metric(
         "taskd_oldest_snapshot_seconds",
-        "Age of the oldest transaction whose snapshot holds back vacuum (0: none, or no right to see it).",
+        "Age of the oldest transaction, standby or slot that holds back vacuum (0: none that can be seen).",
         "gauge",
     ),
     Metric("taskd_put_back_total", "Jobs returned unrun, no attempt counted."),

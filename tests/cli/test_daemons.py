@@ -83,6 +83,80 @@ def test_a_worker_refuses_a_database_that_loses_jobs(
     assert "fsync is off" in done.stderr
 
 
+def test_an_api_refuses_a_database_that_loses_jobs(
+    write_config: WriteConfig, database_url: str, free_port: int
+) -> None:
+    file = write_config(
+        f'database: {{url: "{database_url}"}}\n'
+        f"api: {{port: {free_port}, workers: 2}}\nadmin: {{token: {TOKEN}}}\n"
+    )
+
+    done = taskd("api", "--config", file)
+
+    assert done.returncode == 78
+    assert "fsync is off" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["worker", "api"])
+def test_a_configuration_that_is_wrong_is_told_once_and_ends_a_daemon(
+    write_config: WriteConfig, tmp_path: Path, command: str
+) -> None:
+    file = write_config("database: {url: 'postgresql://127.0.0.1:1/none', pool_maxx: 3}\n")
+
+    done = taskd(command, "--config", file, env={"RUNTIME_DIRECTORY": str(tmp_path)})
+
+    assert done.returncode == 78
+    assert done.stderr.count("pool_maxx") == 1
+    assert list(tmp_path.glob("node-*")) == []
+
+
+def test_what_only_the_start_of_a_daemon_needs_does_not_stay_in_its_memory(
+    start_daemon: StartDaemon,
+    worker_file: Path,
+    write_config: WriteConfig,
+    database_url: str,
+    tmp_path: Path,
+    free_port: int,
+) -> None:
+    worker = start_daemon("worker", "--config", worker_file, env={"RUNTIME_DIRECTORY": str(tmp_path)})
+    worker.until("node is ready")
+    file = write_config(
+        f'database: {{url: "{database_url}", allow_unsafe: true}}\n'
+        f"api: {{port: {free_port}, workers: 1}}\nadmin: {{token: {TOKEN}}}\nlog: {{format: text}}\n"
+    )
+    api = start_daemon("api", "--config", file, env={})
+    api.until("serving")
+
+    for pid, unwanted in (
+        (worker.process.pid, ("yaml/", "jsonschema_rs")),
+        (api.process.pid, ("yaml/", "jsonschema_rs", "psycopg", "uvloop")),
+    ):
+        loaded = Path(f"/proc/{pid}/maps").read_text()
+        assert [name for name in unwanted if name in loaded] == []
+
+
+def test_a_daemon_that_is_told_to_end_while_it_starts_leaves_nothing(
+    start_daemon: StartDaemon, write_config: WriteConfig, tmp_path: Path
+) -> None:
+    fifo = tmp_path / "token"
+    os.mkfifo(fifo, 0o600)  # reading it waits until somebody writes
+    file = write_config(
+        f"database: {{url: 'postgresql://127.0.0.1:1/none'}}\nadmin: {{token_file: {fifo}}}\n"
+    )
+    api = start_daemon("api", "--config", file, env={})
+    with open(fifo, "w"):  # opened once the copy of the process reads
+        copies = children(api.process.pid)
+        assert len(copies) == 1
+
+        assert api.end() == 0
+
+    assert not any(Path(f"/proc/{pid}").exists() for pid in copies)
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
 def test_up_runs_all_on_a_server_of_its_own_and_stops_it(
     start_daemon: StartDaemon, write_config: WriteConfig, folder: Path, free_port: int
 ) -> None:
