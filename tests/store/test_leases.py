@@ -377,6 +377,28 @@ async def test_a_job_that_never_started_shows_no_start(db: Connection) -> None:
     assert (shown.attempts, shown.started_at, shown.history[0].started_at) == (0, None, None)
 
 
+@pytest.mark.parametrize("final", [True, False], ids=["completed", "failed"])
+async def test_a_settle_reads_its_own_rows_alone_after_statistics_without_a_claim(
+    db: Connection, final: bool
+) -> None:
+    node = await add_node(db)
+    await jobs.insert(db, [new_job() for _ in range(8000)])
+    await db.execute("vacuum analyze taskd.queue")
+    haul = await claim(db, node, 1, {"mail": 500})
+
+    async with db.transaction():
+        if final:
+            await leases.settle_completed(db, node=node, verdicts=[completion(job) for job in haul.jobs])
+        else:
+            await leases.settle_others(db, node=node, verdicts=[settlement(job) for job in haul.jobs])
+        read = await one(
+            db, "select idx_tup_fetch + seq_tup_read from pg_stat_xact_user_tables where relname = 'queue'"
+        )
+
+    assert len(haul.jobs) == 500
+    assert int(read) <= 2 * 500
+
+
 async def test_a_mixed_batch_settles_each_row_its_own_way(db: Connection) -> None:
     node = await add_node(db)
     await jobs.insert(db, [new_job() for _ in range(6)])
