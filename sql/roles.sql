@@ -177,8 +177,8 @@ grant insert (id, client, name, description, prefix, public_id, digest, pepper_v
 -- Never whose key it is, nor what it is compared with.
 grant update (name, description, scopes, types, rate, burst, max_pending, expires_at, revoked_at,
     last_used_at) on taskd.api_keys to taskd_api;
-grant execute on function taskd.moment, taskd.insert_jobs, taskd.history_of, taskd.take_tokens,
-    taskd.cancel_jobs, taskd.retry_jobs to taskd_api;
+grant execute on function taskd.moment, taskd.insert_jobs, taskd.waiting_of, taskd.history_of,
+    taskd.take_tokens, taskd.cancel_jobs, taskd.retry_jobs to taskd_api;
 
 -- taskd worker: moves jobs, says what it serves, prunes. It knows no keys, and rewrites nothing that was
 -- asked for or has ended.
@@ -202,7 +202,8 @@ grant update (jobs) on taskd.running to taskd_worker;
 grant delete on taskd.jobs, taskd.queue, taskd.outcomes, taskd.history, taskd.unique_keys, taskd.nodes,
     taskd.node_types, taskd.type_limits, taskd.running to taskd_worker;
 grant execute on function taskd.moment, taskd.insert_jobs, taskd.claim, taskd.take_starts, taskd.count_starts,
-    taskd.settle_completed, taskd.settle_others, taskd.rescue, taskd.take_away, taskd.floors, taskd.cancel_jobs to taskd_worker;
+    taskd.settle_completed, taskd.settle_others, taskd.places, taskd.free_keys, taskd.rescue, taskd.take_away,
+    taskd.floors, taskd.cancel_jobs to taskd_worker;
 
 -- The audit log takes entries, with the time and the number that the database gives them.
 grant insert (actor, action, target, address, request_id, detail) on taskd.audit to taskd_api, taskd_worker;

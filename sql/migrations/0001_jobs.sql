@@ -6,7 +6,7 @@
 -- What was asked for, so all that a retry by hand needs. Written once, at submit; only `retry` with a new
 -- payload ever changes a row.
 create table taskd.jobs (
-    id uuid primary key,
+    id uuid not null,
     client uuid not null,
     created_at timestamptz not null default clock_timestamp(),
     priority smallint not null,
@@ -24,13 +24,16 @@ comment on column taskd.jobs.key_hash is 'of the body, where the unique key is f
 retry by hand takes the key again';
 alter table taskd.jobs alter column payload set storage extended;
 create index jobs_client on taskd.jobs (client, id);
+-- After the other index, here and below: by the statistics of a table that was emptied both cost the same, and
+-- then the planner takes the one that was made last. The other one has the id too, at the wrong place.
+alter table taskd.jobs add primary key (id);
 
 -- What waits or runs: one narrow row a job, gone when the job ends. A waiting row with run_at ahead is
 -- `scheduled`, one with run_at behind is `pending`, a claimed one is `processing`. No index has a column
 -- or predicate that a claim changes, so a claim is a HOT update: that is what fillfactor 40 buys
 -- (a claimed row is longer than a waiting one: at 50 one claim in seven found no room on its page).
 create table taskd.queue (
-    id uuid primary key,
+    id uuid not null,
     run_at timestamptz not null,
     expires_at timestamptz,
     started_at timestamptz,
@@ -60,6 +63,7 @@ comes or goes while it runs can not leave a count behind';
 comment on column taskd.queue.keyed is 'holds a unique key that is free again when the job ends';
 create index queue_lane on taskd.queue (type, priority, run_at, id);
 create index queue_expires on taskd.queue (expires_at) where expires_at is not null;
+alter table taskd.queue add primary key (id);
 
 -- How jobs ended. Append-only until pruned or retried by hand.
 create table taskd.outcomes (
@@ -431,10 +435,13 @@ begin
                     where q.ctid = any(tids)
                     returning q.id, q.attempts, q.max_attempts, q.crashes, q.alone, q.expires_at <= t as expired
                 )
-                select 'job', j.id::text, p_types[i], j.payload::text, p_priorities[i], k.attempts,
+                select 'job', k.id::text, p_types[i], j.payload::text, p_priorities[i], k.attempts,
                     k.max_attempts, k.crashes, j.timeout_ms, k.alone, coalesce(k.expired, false),
                     j.client::text, null::timestamptz
-                from took as k join taskd.jobs as j on j.id = k.id;
+                from took as k
+                cross join lateral (  -- fenced, so that no plan begins with all jobs
+                    select o.payload, o.timeout_ms, o.client from taskd.jobs as o where o.id = k.id
+                    offset 0) as j;
             return query select 'lane', last_id::text, p_types[i], null::text, p_priorities[i],
                 null::smallint, null::smallint, null::smallint, null::integer, null::boolean,
                 null::boolean, null::text, last_at;
@@ -468,24 +475,65 @@ begin
 end
 $$;
 
+-- Where in the queue the jobs are that `p_node` holds by these claims, side by side with `p_ids`; null for one
+-- that it does not hold. Each is looked for by itself, whatever the planner believes of the queue: by the
+-- statistics of an emptied one it would take the whole table for a row and join every row with every id.
+create function taskd.places(p_node bigint, p_ids uuid[], p_claims bigint[]) returns tid[]
+language plpgsql
+set enable_seqscan = off set enable_bitmapscan = off set enable_indexscan = on
+as $$
+begin
+    return array(
+        select f.tid
+        from unnest(p_ids, p_claims) with ordinality as v (id, claim, n)
+        left join lateral (
+            select q.ctid as tid from taskd.queue as q
+            where q.id = v.id and q.claim = v.claim and q.node = p_node and q.claimed
+            offset 0) as f on true
+        order by v.n);
+end
+$$;
+
+-- Frees the unique keys that these jobs, which have ended, hold while unfinished.
+create function taskd.free_keys(p_ids uuid[]) returns void
+language plpgsql
+set enable_seqscan = off set enable_bitmapscan = off set enable_indexscan = on
+as $$
+begin
+    delete from taskd.unique_keys as k
+    where k.ctid = any(array(
+        select f.tid
+        from unnest(p_ids) as v (id)
+        cross join lateral (
+            select j.client, j.unique_key from taskd.jobs as j where j.id = v.id offset 0) as j
+        cross join lateral (
+            select w.ctid as tid from taskd.unique_keys as w
+            where w.client = j.client and w.key = j.unique_key and w.job_id = v.id
+            offset 0) as f));
+end
+$$;
+
 -- Settles completed jobs, many at a time. A row changes only where node and claim are still the writer's.
--- `p_ran_ms` is how long each ran. Node and state stand in a `case`, which the planner can't estimate: by the
--- statistics of a queue in which nothing was claimed it takes the whole key for one row, and joins every row.
+-- `p_ran_ms` is how long each ran. No index is used below but by `places` and `free_keys`: so rows are got at
+-- by their place, and no plan can do otherwise.
 -- Returns the ids that were settled, or null when that is all of them: the usual answer is then no rows long.
 create function taskd.settle_completed(
     p_node bigint, p_ids uuid[], p_claims bigint[], p_results text[], p_ran_ms integer[]
 ) returns text[]
 language plpgsql
-set enable_hashjoin = off set enable_mergejoin = off set enable_seqscan = off
+set enable_hashjoin = off set enable_mergejoin = off
+set enable_seqscan = off set enable_indexscan = off set enable_bitmapscan = off
 as $$
 declare
     t constant timestamptz := clock_timestamp();
+    tids constant tid[] := taskd.places(p_node, p_ids, p_claims);
     settled text[];
+    keyed uuid[];
 begin
     with gone as (
         delete from taskd.queue as q
-        using unnest(p_ids, p_claims, p_results, p_ran_ms) as v (id, claim, result, ran_ms)
-        where q.id = v.id and q.claim = v.claim and case when q.claimed then q.node = p_node end
+        using unnest(tids, p_claims, p_results, p_ran_ms) as v (tid, claim, result, ran_ms)
+        where q.ctid = v.tid and q.claim = v.claim and q.node = p_node and q.claimed
         returning q.id, q.type, q.run_at, q.claim, q.attempts, q.max_attempts, q.started_at, q.keyed,
             q.counted, v.result, v.ran_ms
     ), counted as (
@@ -493,22 +541,20 @@ begin
         from (
             select g.type, count(*)::integer as jobs from gone as g where g.counted group by g.type) as c
         where r.type = c.type and r.node = p_node
-    ), freed as (
-        delete from taskd.unique_keys as k
-        using gone as g join taskd.jobs as j on j.id = g.id
-        where g.keyed and k.client = j.client and k.key = j.unique_key and k.job_id = j.id
     ), ended as (
         insert into taskd.outcomes as o (id, finished_at, started_at, run_at, node, claim, attempts,
                                          max_attempts, status, result)
         select g.id, t, greatest(g.started_at, t - g.ran_ms * interval '1 ms'), g.run_at, p_node,
             g.claim, g.attempts + 1, g.max_attempts, 'completed', g.result::json
         from gone as g
-        returning o.id
     )
-    select case when count(*) < cardinality(p_ids)
-        then coalesce(array_agg(e.id), '{}')::text[] end
-    into settled
-    from ended as e;
+    select case when count(*) < cardinality(p_ids) then coalesce(array_agg(g.id), '{}')::text[] end,
+        array_agg(g.id) filter (where g.keyed)
+    into settled, keyed
+    from gone as g;
+    if keyed is not null then
+        perform taskd.free_keys(keyed);
+    end if;
     return settled;
 end
 $$;
@@ -524,81 +570,86 @@ create function taskd.settle_others(
     p_crashes smallint[], p_alone boolean[]
 ) returns setof uuid
 language plpgsql
-set enable_hashjoin = off set enable_mergejoin = off set enable_seqscan = off
+set enable_hashjoin = off set enable_mergejoin = off
+set enable_seqscan = off set enable_indexscan = off set enable_bitmapscan = off
 as $$
 declare
     t constant timestamptz := taskd.moment();
+    tids constant tid[] := taskd.places(p_node, p_ids, p_claims);
+    settled uuid[];
+    keyed uuid[];
 begin
-    return query
-        with v as (
-            select * from unnest(p_ids, p_claims, p_status, p_delays_ms, p_counts, p_causes, p_errors,
-                p_results, p_ran_ms, p_exit_codes, p_signals, p_cpu_s, p_max_rss, p_crashes, p_alone)
-                as u (id, claim, status, delay_ms, counts, cause, error, result, ran_ms, exit_code, signal,
-                      cpu_s, max_rss, crashes, alone)
-        ), again as (
-            update taskd.queue as q
-            set claimed = false,
-                -- Never before now: a floor may already have passed an older time.
-                run_at = t + greatest(v.delay_ms, 0) * interval '1 ms',
-                -- It was started in time; only a job that was handed back unrun can still expire.
-                expires_at = case when v.cause is null then q.expires_at end,
-                attempts = q.attempts + v.counts::integer,
-                crashes = v.crashes,
-                alone = v.alone,
-                error = coalesce(v.error, q.error),
-                node = case when v.counts then q.node end,
-                claim = case when v.counts then q.claim end,
-                started_at = case when v.counts then q.started_at end
-            from v
-            where q.id = v.id and q.claim = v.claim and case when q.claimed then q.node = p_node end and v.status is null
-            returning q.id, q.type, q.counted, q.attempts + (not v.counts)::integer as attempt, v.claim, v.cause,
-                v.error, v.ran_ms, v.exit_code, v.signal, v.cpu_s, v.max_rss
-        ), gone as (
-            delete from taskd.queue as q
-            using v
-            where q.id = v.id and q.claim = v.claim and case when q.claimed then q.node = p_node end
-                and v.status is not null
-            returning q.id, q.type, q.run_at, q.claim, q.attempts, q.max_attempts, q.started_at, q.keyed,
-                q.counted, v.status, v.counts, v.cause, v.error, v.result, v.ran_ms, v.exit_code, v.signal,
-                v.cpu_s, v.max_rss
-        ), counted as (
-            update taskd.running as r set jobs = greatest(0, r.jobs - c.jobs)
-            from (
-                select e.type, count(*)::integer as jobs
-                from (select a.type, a.counted from again as a
-                    union all select g.type, g.counted from gone as g) as e
-                where e.counted group by e.type) as c
-            where r.type = c.type and r.node = p_node
-        ), freed as (
-            delete from taskd.unique_keys as k
-            using gone as g join taskd.jobs as j on j.id = g.id
-            where g.keyed and k.client = j.client and k.key = j.unique_key and k.job_id = j.id
-        ), told as (
-            insert into taskd.history as h (job_id, attempt, node, claim, started_at, ended_at, cause, error,
-                                            exit_code, signal, cpu_s, max_rss)
-            select e.id, e.attempt, p_node, e.claim, t - e.ran_ms * interval '1 ms', t, e.cause, e.error,
-                e.exit_code, e.signal, e.cpu_s, e.max_rss
-            from (
-                select a.id, a.attempt, a.claim, a.cause, a.error, a.ran_ms, a.exit_code, a.signal, a.cpu_s,
-                    a.max_rss
-                from again as a
-                union all
-                select g.id, g.attempts + 1, g.claim, g.cause, g.error, g.ran_ms, g.exit_code, g.signal,
-                    g.cpu_s, g.max_rss
-                from gone as g
-            ) as e
-            where e.cause is not null
-        ), ended as (
-            insert into taskd.outcomes as o (id, finished_at, started_at, run_at, node, claim, attempts,
-                                             max_attempts, status, result, error)
-            select g.id, t,
-                case when g.ran_ms is not null
-                    then greatest(g.started_at, t - g.ran_ms * interval '1 ms') end,
-                g.run_at, p_node, g.claim, g.attempts + g.counts::integer, g.max_attempts, g.status, g.result::json, g.error
+    with v as (
+        select * from unnest(tids, p_claims, p_status, p_delays_ms, p_counts, p_causes, p_errors,
+            p_results, p_ran_ms, p_exit_codes, p_signals, p_cpu_s, p_max_rss, p_crashes, p_alone)
+            as u (tid, claim, status, delay_ms, counts, cause, error, result, ran_ms, exit_code, signal,
+                  cpu_s, max_rss, crashes, alone)
+    ), again as (
+        update taskd.queue as q
+        set claimed = false,
+            -- Never before now: a floor may already have passed an older time.
+            run_at = t + greatest(v.delay_ms, 0) * interval '1 ms',
+            -- It was started in time; only a job that was handed back unrun can still expire.
+            expires_at = case when v.cause is null then q.expires_at end,
+            attempts = q.attempts + v.counts::integer,
+            crashes = v.crashes,
+            alone = v.alone,
+            error = coalesce(v.error, q.error),
+            node = case when v.counts then q.node end,
+            claim = case when v.counts then q.claim end,
+            started_at = case when v.counts then q.started_at end
+        from v
+        where q.ctid = v.tid and q.claim = v.claim and q.node = p_node and q.claimed and v.status is null
+        returning q.id, q.type, q.counted, q.attempts + (not v.counts)::integer as attempt, v.claim, v.cause,
+            v.error, v.ran_ms, v.exit_code, v.signal, v.cpu_s, v.max_rss
+    ), gone as (
+        delete from taskd.queue as q
+        using v
+        where q.ctid = v.tid and q.claim = v.claim and q.node = p_node and q.claimed
+            and v.status is not null
+        returning q.id, q.type, q.run_at, q.claim, q.attempts, q.max_attempts, q.started_at, q.keyed,
+            q.counted, v.status, v.counts, v.cause, v.error, v.result, v.ran_ms, v.exit_code, v.signal,
+            v.cpu_s, v.max_rss
+    ), counted as (
+        update taskd.running as r set jobs = greatest(0, r.jobs - c.jobs)
+        from (
+            select e.type, count(*)::integer as jobs
+            from (select a.type, a.counted from again as a
+                union all select g.type, g.counted from gone as g) as e
+            where e.counted group by e.type) as c
+        where r.type = c.type and r.node = p_node
+    ), told as (
+        insert into taskd.history as h (job_id, attempt, node, claim, started_at, ended_at, cause, error,
+                                        exit_code, signal, cpu_s, max_rss)
+        select e.id, e.attempt, p_node, e.claim, t - e.ran_ms * interval '1 ms', t, e.cause, e.error,
+            e.exit_code, e.signal, e.cpu_s, e.max_rss
+        from (
+            select a.id, a.attempt, a.claim, a.cause, a.error, a.ran_ms, a.exit_code, a.signal, a.cpu_s,
+                a.max_rss
+            from again as a
+            union all
+            select g.id, g.attempts + 1, g.claim, g.cause, g.error, g.ran_ms, g.exit_code, g.signal,
+                g.cpu_s, g.max_rss
             from gone as g
-            returning o.id
-        )
-        select again.id from again union all select ended.id from ended;
+        ) as e
+        where e.cause is not null
+    ), ended as (
+        insert into taskd.outcomes as o (id, finished_at, started_at, run_at, node, claim, attempts,
+                                         max_attempts, status, result, error)
+        select g.id, t,
+            case when g.ran_ms is not null
+                then greatest(g.started_at, t - g.ran_ms * interval '1 ms') end,
+            g.run_at, p_node, g.claim, g.attempts + g.counts::integer, g.max_attempts, g.status,
+            g.result::json, g.error
+        from gone as g
+    )
+    select array_agg(e.id), array_agg(e.id) filter (where e.keyed)
+    into settled, keyed
+    from (select a.id, false as keyed from again as a union all select g.id, g.keyed from gone as g) as e;
+    if keyed is not null then
+        perform taskd.free_keys(keyed);
+    end if;
+    return query select unnest(settled);
 end
 $$;
 

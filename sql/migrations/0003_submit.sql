@@ -1,4 +1,5 @@
--- Why: `taskd.submit` and `taskd.submit_many`, for applications that submit inside their own transaction.
+-- Why: `taskd.submit` and `taskd.submit_many`, for applications that submit inside their own transaction; how
+--      many jobs of a type wait, which submits over HTTP are admitted by.
 -- Lock: none that matters, everything is new.
 -- Safe with old code: yes, nothing that exists changes.
 --
@@ -498,5 +499,19 @@ begin
             ) as m
             order by m.n;
     end if;
+end
+$$;
+
+-- How many jobs of a type wait, at most p_enough. A function for its settings alone: where a type is a good
+-- part of the queue the planner would read all of the queue from end to end, and the first submits wait.
+create function taskd.waiting_of(p_type text, p_enough bigint) returns bigint
+language plpgsql stable
+set enable_seqscan = off set enable_bitmapscan = off
+as $$
+begin
+    return (
+        select count(*) from (
+            select from taskd.queue as q where q.type = p_type and not q.claimed limit p_enough
+        ) as waiting);
 end
 $$;

@@ -1,11 +1,7 @@
 -- How many jobs wait, counted up to a bound: what lies beyond it changes no decision.
 
 -- name: count_of_type
-select count(*) from (
-    select from taskd.queue as q
-    where q.type = %(type)s and not q.claimed
-    limit %(enough)s
-) as waiting;
+select taskd.waiting_of(%(type)s, %(enough)s);
 
 -- name: count_of_client
 -- No index leads from a client to what waits, so this reads the client's newest :most jobs, as far back as

@@ -62,6 +62,15 @@ with back as (
 )
 select count(*), pg_relation_size('taskd.queue') / current_setting('block_size')::bigint from back;
 
+-- name: own_claims
+-- What this node runs by the word of the database, of its claims up to the last that was answered; looks
+-- through a part of the queue. One row at least, with the number of the queue's blocks.
+select s.blocks, q.id::text, q.claim, q.type, q.attempts, q.max_attempts, q.crashes, q.alone
+from (select pg_relation_size('taskd.queue') / current_setting('block_size')::bigint as blocks) as s
+left join taskd.queue as q on q.ctid >= format('(%%s,0)', %(first)s::bigint)::tid
+    and q.ctid < format('(%%s,0)', %(last)s::bigint)::tid
+    and q.claimed and q.node = %(node)s and q.claim <= %(answered)s;
+
 -- name: rescue_lost
 -- moves: processing -> pending | failed
 select dead, jobs, failed, more

@@ -63,17 +63,24 @@ select current_setting('server_version_num')::integer as version,
     current_setting('default_transaction_read_only') as read_only,
     pg_is_in_recovery() as in_recovery,
     clock_timestamp() as clock,
+    -- The server takes no new number within three million of the wrap-around (SetTransactionIdLimit).
+    2147483647 - 3000000 - (select max(age(d.datfrozenxid)) from pg_database as d) as numbers_left,
     coalesce((
         select min(c.relpersistence::text) from pg_class as c
         where c.relnamespace = to_regnamespace(%(schema)s) and c.relkind = 'r' and c.relpersistence <> 'p'
     ), 'p') as persistence;
 
+-- name: timeline
+-- Which life of the primary this is: each promotion begins another. Null on a standby, which has none.
+select case when not pg_is_in_recovery() then left(pg_walfile_name(pg_current_wal_lsn()), 8) end;
+
 -- name: ping
--- Also what an operator should be told of the server. Sessions of other roles are seen with
--- pg_read_all_stats. A transaction that has a number holds vacuum back as a snapshot does, and so does one
+select pg_notify(%(channel)s, %(text)s);
+
+-- name: vitals
+-- What an operator should be told of the server. Sessions of other roles are seen with pg_read_all_stats. A transaction that has a number holds vacuum back as a snapshot does, and so does one
 -- that is prepared. A standby or a slot says no time, only which transaction it holds: who looks again sees
--- whether that moves.
-with told as materialized (select pg_notify(%(channel)s, %(text)s))
+-- whether that moves. Apart from the ping: the queue's usage counts most when no NOTIFY gets into it any more.
 select pg_notification_queue_usage() as notify_usage,
     coalesce(extract(epoch from clock_timestamp() - least(
         (select min(a.xact_start) from pg_stat_activity as a
@@ -86,5 +93,4 @@ select pg_notification_queue_usage() as notify_usage,
         union all select r.xmin from pg_replication_slots as r
         union all select r.catalog_xmin from pg_replication_slots as r) as h
     where h.xid is not null
-    order by age(h.xid) desc limit 1) as held_xid
-from told;
+    order by age(h.xid) desc limit 1) as held_xid;

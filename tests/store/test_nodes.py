@@ -137,7 +137,7 @@ async def test_what_can_lose_jobs_is_named_with_what_to_set(
 
 async def test_vitals_tell_of_a_transaction_that_holds_vacuum_back(db: Connection, database_url: str) -> None:
     async def oldest_s() -> float:
-        return (await nodes.ping(db, channel="taskd", text="ping")).oldest_snapshot_s
+        return (await nodes.vitals(db)).oldest_snapshot_s
 
     for begins in ("select 1", "select pg_current_xact_id()"):
         async with await psycopg.AsyncConnection.connect(database_url) as other:

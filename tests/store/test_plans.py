@@ -275,6 +275,16 @@ def test_statements_on_the_request_path_and_chores(
     assert_small(text)
 
 
+def test_count_of_a_type_that_is_a_good_part_of_the_queue(big: psycopg.Connection[Any]) -> None:
+    with big.transaction(force_rollback=True):
+        big.execute("update taskd.queue set type = 't0' where type in ('t2', 't4', 't6', 't8', 't10')")
+        big.execute("analyze taskd.queue")
+
+        text, _ = plans(big, "count_of_type", {"type": "t0", "enough": 1_000_000})
+
+    assert_small(text)
+
+
 def test_prune(big: psycopg.Connection[Any]) -> None:
     week = timedelta(days=7)
     args: dict[str, object] = {"completed": week, "failed": week, "cancelled": week}

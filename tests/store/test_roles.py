@@ -177,7 +177,7 @@ STATEMENTS: Mapping[str, tuple[frozenset[str], Work]] = {
     "list_audit": (frozenset({roles.API, roles.READ_ONLY}), audit.page),
     "prune_audit": (NOBODY_ELSE, lambda conn: audit.prune(conn, age=timedelta())),
     # backlog
-    "count_of_type": (ALL_READERS, lambda conn: backlog.of_type(conn, "echo", bound=1)),
+    "count_of_type": (API, lambda conn: backlog.of_type(conn, "echo", bound=1)),
     "count_of_client": (ALL_READERS, lambda conn: backlog.of_client(conn, FIRST, bound=1)),
     # health
     "applied_migrations": (ALL_READERS, health.check_schema),
@@ -220,6 +220,7 @@ STATEMENTS: Mapping[str, tuple[frozenset[str], Work]] = {
     ),
     "settled_by": (ALL_READERS, lambda conn: leases.settled_by(conn, node=1, claims={str(FIRST): 1})),
     "put_back_unanswered": (WORKER, lambda conn: leases.put_back_unanswered(conn, node=1, claims=[1])),
+    "own_claims": (ALL_READERS, lambda conn: leases.own_claims(conn, node=1, answered=1)),
     "rescue_lost": (WORKER, leases.rescue_lost),
     "bring_forward": (WORKER, lambda conn: leases.bring_forward(conn, until=datetime.now(UTC))),
     "rescue_named": (
@@ -240,6 +241,8 @@ STATEMENTS: Mapping[str, tuple[frozenset[str], Work]] = {
     ),
     "heartbeat": (WORKER, lambda conn: nodes.heartbeat(conn, node=1, state="live", info="{}")),
     "ping": (EVERYBODY, lambda conn: nodes.ping(conn, channel="none", text="ping")),
+    "vitals": (EVERYBODY, nodes.vitals),
+    "timeline": (EVERYBODY, nodes.timeline),
     "known_node": (ALL_READERS, lambda conn: nodes.known(conn, node=1, name="n", host="h", pid=1)),
     "node_ended": (WORKER, raw("node_ended", node=1)),
     "forget_nodes": (WORKER, lambda conn: nodes.forget(conn, age=timedelta())),
@@ -401,6 +404,8 @@ FUNCTIONS: Mapping[str, frozenset[str]] = {
     "claim": WORKER,
     "settle_completed": WORKER,
     "settle_others": WORKER,
+    "places": WORKER,
+    "free_keys": WORKER,
     "rescue": WORKER,
     "take_away": WORKER,
     "floors": WORKER,
