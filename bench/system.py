@@ -44,6 +44,8 @@ class Setup:
     types: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     """`job_types` of the configuration."""
     retention: Mapping[str, str] = field(default_factory=dict)
+    handlers: bool = True
+    """Whether the benchmark's own job types are there; one of them keeps a process of its own ready."""
 
 
 DEFAULT = Setup()
@@ -203,7 +205,9 @@ def _configuration(run: System, setup: Setup) -> dict[str, object]:
         "rate_limit": {"rate": RATE, "burst": RATE},
         "workers": {"node": setup.node, "processes": setup.processes, "concurrency": setup.concurrency},
         "retention": dict(setup.retention),
-        "plugins": [{"module": "bench.handlers", "config": {"stamps": str(run.stamps)}}],
+        "plugins": [{"module": "bench.handlers", "config": {"stamps": str(run.stamps)}}]
+        if setup.handlers
+        else [],
         "job_types": {name: dict(members) for name, members in setup.types.items()},
         "log": {"level": "warning"},
     }

@@ -9,13 +9,20 @@ import time
 
 from bench.cluster import StatementLog
 from bench.procs import cpu_s, family, pss_mib
-from bench.system import DATABASE, ROOT, System
+from bench.system import DATABASE, ROOT, Setup, System
+
+PLAIN = Setup(handlers=False)
+"""What is there after an installation: `echo`, and nothing that needs a process of its own."""
 
 
 def idle(run: System, seconds: float) -> dict[str, float]:
     """CPU, transactions, memory and connections of an API process, a supervisor and two children."""
     run.clear()
-    with StatementLog(run.cluster, DATABASE) as log, run.daemon("api") as api, run.daemon("worker") as worker:
+    with (
+        StatementLog(run.cluster, DATABASE) as log,
+        run.daemon("api", PLAIN) as api,
+        run.daemon("worker", PLAIN) as worker,
+    ):
         time.sleep(5)  # until all that belongs to the start is done
         pids = family(worker.pid) + family(api.pid)
         before, first = cpu_s(pids), len(_transactions(log))
@@ -53,6 +60,6 @@ def start(run: System) -> dict[str, float]:
     ready = []
     for _ in range(3):
         started = time.perf_counter()
-        with run.daemon("up"):
+        with run.daemon("up", PLAIN):
             ready.append(1000 * (time.perf_counter() - started))
     return {"help_ms": round(statistics.median(helps)), "ready_ms": round(statistics.median(ready))}
