@@ -30,6 +30,8 @@ class Lines:
 
     def setup(self, format: Format = "json", stream: TextIO | None = None, **environ: str) -> LineHandler:
         self.handler = setup("info", format, stream or self.stream, environ)
+        # Alone: half a character in pytest's own report of the test would end a parallel run.
+        logging.getLogger().handlers = [self.handler]
         return self.handler
 
     def read(self) -> list[str]:
