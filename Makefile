@@ -90,8 +90,8 @@ docs-reference: $(STAMP)  ## make the pages of docs/ that the code knows: keys, 
 	@$(PYTHON) contrib/docs/reference.py
 
 .PHONY: faults
-faults: $(STAMP)  ## the fault plan, an hour (TASKD_FAULT_SCALE=0.05: minutes), and docs/faults.md
-	@$(PYTHON) -m pytest -p no:randomly -m fault tests/faults --faults-report docs/faults.md $(ARGS)
+faults: $(STAMP)  ## the fault plan, an hour (TASKD_FAULT_SCALE=0.05: minutes, 1: three hours), and docs/faults.md
+	@TASKD_FAULT_SCALE=$${TASKD_FAULT_SCALE:-0.3} $(PYTHON) -m pytest -p no:randomly -m fault tests/faults --faults-report docs/faults.md $(ARGS)
 
 .PHONY: fuzz
 fuzz: $(STAMP)  ## the parsers with 100 000 random inputs each, and the API by its OpenAPI document

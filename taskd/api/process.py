@@ -6,6 +6,7 @@ It reads its settings from a pipe, and lives no longer than its parent.
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
 import logging
 import os
@@ -35,6 +36,11 @@ if TYPE_CHECKING:
 log = logging.getLogger("taskd.api")
 
 LOOK_S = 0.5
+LARGE = 256 * 1024
+"""Bytes from which on a block of memory goes back to the system when it is freed: else many large bodies
+at once leave a process that stays large. Set by hand, for glibc's own threshold grows with what is freed."""
+_M_MMAP_THRESHOLD = -3
+"""From malloc.h of glibc."""
 
 
 async def serve(
@@ -168,6 +174,12 @@ def _read_settings(pipe: socket.socket) -> ApiSettings:
         return ApiSettings.decode(stream.read(size))
 
 
+def _give_back_large_blocks() -> None:
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):  # musl has none, and needs none
+        libc.mallopt(_M_MMAP_THRESHOLD, LARGE)
+
+
 def main(argv: Sequence[str]) -> int:
     """Run one process: what `python -m taskd.api.process` does."""
     fds: list[int] = []
@@ -182,6 +194,7 @@ def main(argv: Sequence[str]) -> int:
         else:
             told[word] = int(next(words))
     die_with_parent(told["--parent"])
+    _give_back_large_blocks()
     pipe = socket.socket(fileno=told["--pipe"])
     settings = _read_settings(pipe)
     pipe.setblocking(False)

@@ -20,8 +20,8 @@ from taskd.wire import Completed, Finished, Log, Progress, frame
 MAX_LINE = 16 * 1024
 """Bytes of one line kept with a job; longer ones are cut."""
 
-MAX_FRAME = 8 * 1024 * 1024
-"""Bytes at which a batch is cut in two, far below what breaks the pipe."""
+MAX_FRAME = 256 * 1024
+"""Bytes at which a batch is cut: the supervisor holds a whole frame, of each of its children."""
 
 SMALL = 512
 """Bytes of a result that travels beside others; a longer one has a message of its own."""
@@ -88,9 +88,9 @@ def frames(messages: list[msgspec.Struct]) -> Iterator[bytes]:
     if len(data) <= MAX_FRAME or len(messages) == 1:
         yield data
     else:
-        middle = len(messages) // 2
-        yield from frames(messages[:middle])
-        yield from frames(messages[middle:])
+        most = max(1, len(messages) * MAX_FRAME // len(data))  # so many fit where all are alike
+        for first in range(0, len(messages), most):
+            yield from frames(messages[first : first + most])
 
 
 def hidden(ctx: Context, text: str, limit: int) -> str:

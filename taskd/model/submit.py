@@ -38,7 +38,7 @@ class Submit(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """
 
     type: str
-    payload: Mapping[str, Any]
+    payload: dict[str, Any]
     priority: int | None = None
     delay_s: float | None = None
     run_at: datetime | None = None

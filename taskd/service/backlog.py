@@ -5,7 +5,11 @@ added to it, and while the sum is below the bound a submit passes on a dictionar
 below, the longer the count is believed. When the sum reaches the bound, jobs may have started since: it
 is counted anew before anybody is refused, so that fast jobs are never mistaken for a backlog.
 
-Accurate to about a second over all processes and hosts. A count ends at its bound.
+A first count may take a second where a million wait. Who comes before its end is let in without it as long
+as they are less than a thousandth of the bound, which nobody sets to the last job when it is that large.
+
+Accurate to about a second over all processes and hosts, and to that thousandth for each process that starts.
+A count ends at its bound.
 """
 
 from __future__ import annotations
@@ -33,6 +37,8 @@ AGAIN_S = 0.2
 REST = 4
 """The next count waits for this many times as long as one took, so that counts don't fill a connection."""
 PATIENCE_S = 5.0
+UNCOUNTED = 1000
+"""One `UNCOUNTED`th of a bound, rounded down, is let in before the first count has come."""
 MOST = 10_000
 """Types, and clients, that are remembered; the one that came first goes."""
 
@@ -124,6 +130,10 @@ class Backlog:
         if bound > count.bound:
             count.bound, count.at = bound, _NEVER
         if self._pass(count, bound, jobs, now):
+            return True
+        if count.at == _NEVER and max(count.passed, count.stored) + jobs <= bound // UNCOUNTED:
+            self._renew(count)
+            count.passed += jobs
             return True
         if count.at == _NEVER or (now >= count.rest_until and bound > 0):
             await self._renewed(count, until)

@@ -85,7 +85,8 @@ class Jobs:
     ) -> Submitted:
         """Store the job that `ask` describes; `payload` is the JSON text of its payload.
 
-        `only` are the types that the client may use, None is all; `until` is by the loop's clock.
+        `only` are the types that the client may use, None is all; `until` is by the loop's clock. The members
+        of `ask.payload` are let go once they are checked: parsed, a payload takes several times its text.
 
         Raises:
             Refused: `forbidden`, `unknown_type`, `not_ready`, `invalid_payload`, `invalid_field`,
@@ -100,6 +101,7 @@ class Jobs:
         now = self._now()
         job_id = new_id(_ms(now), self._dice(10))
         job = new_job(ask, offered.info, payload, id=job_id, client=client, trace=trace)
+        ask.payload.clear()  # its text is enough while it waits for the commit
         receipt = await self._submitter.put(job, until)
         warnings = () if offered.served else (NO_WORKER,)
         if receipt.conflict:

@@ -23,6 +23,7 @@ GOOD = ServerFacts(
     read_only="off",
     in_recovery=False,
     clock=NOW,
+    numbers_left=1_000_000_000,
     persistence="p",
 )
 

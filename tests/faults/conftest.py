@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.faults.rig.cluster import Cluster, cluster
-from tests.faults.rig.report import Report
+from tests.faults.rig.report import Report, listed
+
+FAILED = pytest.StashKey[list[str]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -26,7 +28,23 @@ def durable() -> Iterator[Cluster]:
 @pytest.fixture(scope="session")
 def report(request: pytest.FixtureRequest, durable: Cluster) -> Iterator[Report]:
     """What the cases of the fault plan measured; written down at the end if a file is asked for."""
-    made = Report(postgres=str(durable.query("postgres", "show server_version")[0][0]))
+    made = Report(
+        postgres=str(durable.query("postgres", "show server_version")[0][0]),
+        failed=request.config.stash.setdefault(FAILED, []),
+    )
     yield made
     if file := request.config.getoption("--faults-report", default=None):
-        Path(str(file)).write_text(made.text())
+        page = Path(str(file))
+        page.write_text(made.text(), encoding="utf-8")
+        contents = page.with_name("README.md")
+        if contents.exists():
+            contents.write_text(listed(contents.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Remember which tests failed: the page says so."""
+    told = yield
+    if told.failed and item.name not in (names := item.config.stash.setdefault(FAILED, [])):
+        names.append(item.name)
+    return told

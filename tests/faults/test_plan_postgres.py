@@ -19,8 +19,6 @@ pytestmark = pytest.mark.fault
 
 RATE = 200
 ANSWER_S = 5.0
-SLACK_S = 0.5
-"""For the way of a request and its answer on a busy machine."""
 BACK_S, CLAIM_S = 5.0, 6.0
 
 
@@ -142,7 +140,7 @@ async def test_f6_long_outage(durable: Cluster, report: Report) -> None:
             "select h.cause, count(*) from taskd.history as h join taskd.jobs as j on j.id = h.job_id "
             f"where (j.payload->>'ms')::integer = {round(long_s * 1000)} group by 1"
         )
-        assert slowest <= ANSWER_S + SLACK_S
+        assert slowest <= ANSWER_S
         assert again == [], "short jobs were stored after the return without a second run"
         assert causes == [("lease_expired", long)]
         assert longs[0].ended is None, "a long job was stopped"
@@ -208,7 +206,7 @@ async def test_f8_blackhole(durable: Cluster, report: Report) -> None:
         findings = await case.check()
         slowest = max(case.tally.seconds)
         recovered = max(gaps(case.tally.accepted_at, [back]))
-        assert slowest <= ANSWER_S + SLACK_S
+        assert slowest <= ANSWER_S
         assert recovered <= 10
         report.add(
             case="F8 blackhole",
@@ -375,7 +373,7 @@ async def test_f23_locks_and_timeouts(durable: Cluster, report: Report) -> None:
         recovered = max(gaps(case.tally.accepted_at, backs))
         limit = 2 * 10 + 3
         assert set(case.tally.statuses) <= {200, 503}
-        assert slowest <= ANSWER_S + SLACK_S
+        assert slowest <= ANSWER_S
         assert recovered <= BACK_S
         assert most_waiting <= limit
         report.add(
@@ -389,6 +387,11 @@ async def test_f23_locks_and_timeouts(durable: Cluster, report: Report) -> None:
         )
 
 
+def busiest(times: list[float]) -> int:
+    """Return the most of these moments that lie within one second."""
+    return max((sum(at <= time_ < at + 1 for time_ in times) for at in times), default=0)
+
+
 async def test_f24_connection_storm(report: Report) -> None:
     nodes, restarts = 6, round(scaled(6, 2))
     with cluster("max_connections=30") as small:
@@ -399,14 +402,12 @@ async def test_f24_connection_storm(report: Report) -> None:
             processes = nodes + 2
             worst = 0.0
             steady: list[float] = []
-            async with case.load(mixed(case.seed), rate=50, seconds=restarts * 15):
+            async with case.load(mixed(case.seed), rate=50, seconds=restarts * 18):
                 for _ in range(restarts):
                     await asyncio.sleep(8)
+                    since = time.monotonic()
                     await small.stop_immediate()
-                    before, since = case.proxy.connects, time.monotonic()
                     await asyncio.sleep(3)
-                    each = (case.proxy.connects - before) / processes - 1  # the first needs no pause
-                    worst = max(worst, each / (time.monotonic() - since))
                     await small.start()
                     back = time.monotonic()
                     await until(
@@ -415,6 +416,9 @@ async def test_f24_connection_storm(report: Report) -> None:
                         "service is back",
                     )
                     steady.append(time.monotonic() - back)
+                    await asyncio.sleep(3)  # until the last link is back
+                    connects = [at for at in case.proxy.connected_at if at >= since]
+                    worst = max(worst, busiest(connects) / processes)
                     assert small.query("postgres", "select 1") == [(1,)], "an administrator can log in"
             await case.quiet(60)
 

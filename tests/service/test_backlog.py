@@ -147,6 +147,49 @@ async def test_far_below_the_bound_there_is_one_count_for_thousands(link: Counti
     assert link.statements == 1
 
 
+class Held(Link):
+    """A link whose statements wait until they are let go."""
+
+    def __init__(self, target: Target) -> None:
+        super().__init__(target, Pace())
+        self.go = asyncio.Event()
+
+    async def run(self, work: Any, *, deadline_s: float | None = None) -> Any:
+        await self.go.wait()
+        return await super().run(work, deadline_s=deadline_s)
+
+
+async def test_a_thousandth_of_a_bound_is_let_in_before_the_first_count_has_come(
+    database_url: str, db: Connection
+) -> None:
+    await jobs.insert(db, some(5000))
+    link = Held(Target(url=database_url))
+    counts = Backlog(Reads(link))
+
+    for _ in range(5):
+        await counts.admit_type("echo", 5000, soon())
+    waits = asyncio.create_task(counts.admit_type("echo", 5000, soon()))
+    await asyncio.wait({waits}, timeout=0.1)
+    assert not waits.done()
+
+    link.go.set()
+    with pytest.raises(Refused):
+        await waits
+    with pytest.raises(Refused):
+        await counts.admit_type("echo", 5000, soon())
+    await link.close()
+
+
+async def test_a_bulk_larger_than_a_thousandth_of_the_bound_waits_for_the_first_count(
+    link: Counting, db: Connection
+) -> None:
+    await jobs.insert(db, some(950))
+    counts = Backlog(Reads(link))
+
+    with pytest.raises(Refused):
+        await counts.admit_type("echo", 1000, soon(), jobs=100)
+
+
 async def test_without_a_database_the_first_submit_is_told_so() -> None:
     link = Link(Target(url="postgresql://taskd@/none?host=/nowhere"), Pace())
     counts = Backlog(Reads(link))

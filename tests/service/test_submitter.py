@@ -7,15 +7,17 @@ import os
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+import msgspec
 import psycopg
 import pytest
 
 from taskd.errors import OutcomeUnknown, Refused, StoreUnavailable
 from taskd.model.job import NewJob, Receipt, new_id
-from taskd.service.submitter import Submitter
+from taskd.service.submitter import Hints, Submitter
 from taskd.store.pool import Connection, Link, Pace, Target
 
 CLIENT = UUID("00000000-0000-7000-8000-0000000000aa")
@@ -164,3 +166,27 @@ async def test_stored_is_told_after_the_commit(database_url: str, db: psycopg.As
         await put(door, jobs)
 
     assert {one.id for one in told} == await ids(db)
+
+
+async def test_what_is_due_before_a_poll_is_hinted_at_and_what_is_due_later_is_not(
+    database_url: str, db: psycopg.AsyncConnection
+) -> None:
+    """A node polls every second, and a job that is due sooner would wait for that."""
+    now = datetime.now(UTC)
+    waits: dict[str, dict[str, Any]] = {
+        "now": {},
+        "short": {"delay_s": 0.3},
+        "soon": {"run_at": now + timedelta(seconds=0.5)},
+        "past": {"run_at": now - timedelta(days=1)},
+        "long": {"delay_s": 5.0},
+        "later": {"run_at": now + timedelta(seconds=60)},
+    }
+    await db.execute("listen taskd")
+    link = Link(Target(url=database_url), Pace())
+    hints = Hints(link)
+
+    hints.tell([msgspec.structs.replace(job(), type=type_, **members) for type_, members in waits.items()])
+
+    told = {note.payload.split()[0] async for note in db.notifies(timeout=5, stop_after=4)}
+    assert told == {"now", "short", "soon", "past"}
+    await link.close()

@@ -11,6 +11,7 @@ import pytest
 
 from taskd.embedded import EmbeddedPG
 from taskd.errors import StoreUnavailable
+from taskd.store import nodes
 from taskd.store.pool import Connection, Link, Pace, Target, may_be_done
 from tests.postgres import FAST, running_server
 
@@ -57,6 +58,9 @@ async def test_a_full_notify_queue_is_the_servers_trouble_and_passes(small: Embe
             await link.run(fill)
         assert not may_be_done(caught.value)
         assert await link.run(number) == first, "the connection is fine"
+        with pytest.raises(StoreUnavailable, match="54000"):
+            await link.run(lambda conn: nodes.ping(conn, channel="full", text="x" * 7900))
+        assert (await link.run(nodes.vitals)).notify_usage > 0.9, "told when no NOTIFY gets in any more"
         await listener.rollback()
 
         async with asyncio.timeout(10):

@@ -653,6 +653,23 @@ async def test_lost_answers_are_looked_for_in_parts(db: Connection) -> None:
     assert await one(db, "select count(*) from taskd.queue where claimed") == 0
 
 
+async def test_a_node_is_told_in_parts_what_it_runs_by_the_word_of_the_database(db: Connection) -> None:
+    node = await add_node(db)
+    await spread(db, node)
+    wanted = await one(db, "select count(*) from taskd.queue where claimed and claim <= 20")
+    first = 0
+    parts: list[list[leases.Own]] = []
+
+    while not parts or first:
+        found, first = await leases.own_claims(db, node=node, answered=20, first=first, blocks=1)
+        parts.append(found)
+
+    assert len(parts) > 4
+    assert sum(map(len, parts)) == wanted > 0
+    assert {own.claim for part in parts for own in part} <= set(range(1, 21))
+    assert await leases.own_claims(db, node=node + 1, answered=20) == ([], 0)
+
+
 async def test_what_a_lost_answer_took_is_put_back_unrun(db: Connection) -> None:
     node, other = await add_node(db, "a"), await add_node(db, "b")
     await jobs.insert(db, [new_job() for _ in range(3)])

@@ -135,6 +135,16 @@ async def test_what_can_lose_jobs_is_named_with_what_to_set(
     assert any(line.startswith(complaint) for line in facts.unsafe())
 
 
+async def test_a_primary_says_which_of_its_lives_this_is(db: Connection) -> None:
+    assert await nodes.timeline(db) == "00000001"
+
+
+async def test_a_server_with_numbers_left_says_how_many(db: Connection) -> None:
+    used = await one(db, "select max(age(datfrozenxid)) from pg_database")
+
+    assert (await nodes.server_facts(db)).numbers_left <= 2**31 - 1 - 3_000_000 - used
+
+
 async def test_vitals_tell_of_a_transaction_that_holds_vacuum_back(db: Connection, database_url: str) -> None:
     async def oldest_s() -> float:
         return (await nodes.vitals(db)).oldest_snapshot_s

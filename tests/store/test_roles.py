@@ -409,6 +409,7 @@ FUNCTIONS: Mapping[str, frozenset[str]] = {
     "rescue": WORKER,
     "take_away": WORKER,
     "floors": WORKER,
+    "waiting_of": API,
     "history_of": READERS,
     "take_tokens": API,
     "cancel_jobs": BOTH,

@@ -36,9 +36,11 @@ async def submit(call: Call) -> Answer:
         raise Refused.field("invalid_field", "Idempotency-Key", "stands there twice")
     ask = read_submit(body, now=call.services.now(), header_key=keys[0] if keys else None)
     key = call.client_key
+    text = payload.payload_text(call.body, ask.payload)
+    call.body = b""  # else it is held until the commit, beside the text of its payload
     receipt = await call.services.jobs.submit(
         ask,
-        payload.payload_text(call.body, ask.payload),
+        text,
         client=key.client,
         only=key.types,
         until=call.until,

@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tests.faults.rig.driver import Tally
 from tests.faults.rig.keeper import Resources
@@ -19,8 +19,10 @@ from tests.faults.rig.keeper import Resources
 Ask = Callable[[str], Sequence[tuple[Any, ...]]]
 """Runs one statement and returns its rows."""
 
-UNCOUNTED = frozenset({"interrupted", "snoozed"})
+UNCOUNTED = frozenset({"interrupted", "snoozed", "invalid_payload"})
 """Causes of runs that use up no attempt."""
+RETRIED = "retried"
+"""Cause of the entry that a retry by hand writes: with the claim of the run that had completed, if any."""
 MOST_SHOWN = 5
 
 
@@ -55,6 +57,15 @@ def read_ledger(path: Path) -> list[LedgerRun]:
     return sorted(runs, key=lambda run: run.started)
 
 
+class Entry(NamedTuple):
+    """One entry of a job's history."""
+
+    attempt: int
+    cause: str
+    ran: bool
+    """It is about a run: it has a claim. None has what ended a waiting job, or a retry of a failed one."""
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """What the database says of one job."""
@@ -65,13 +76,19 @@ class Row:
     """`waiting`, `processing`, a final status, or `nowhere` for a job that neither waits nor has ended."""
     attempts: int
     max_attempts: int
-    history: tuple[tuple[int, str], ...] = ()
-    """Attempt and cause of each run that did not complete."""
+    history: tuple[Entry, ...] = ()
+    """Runs that did not complete, what ended it while it waited, and retries by hand; oldest first."""
 
     @property
     def final(self) -> bool:
         """Whether it has ended."""
         return self.status in ("completed", "failed", "cancelled")
+
+    @property
+    def life(self) -> tuple[Entry, ...]:
+        """The history since the last retry by hand: attempts are counted from there."""
+        retries = [place for place, entry in enumerate(self.history) if entry.cause == RETRIED]
+        return self.history[retries[-1] + 1 :] if retries else self.history
 
 
 _ROWS = """
@@ -81,7 +98,8 @@ select j.id::text, (j.payload::jsonb ->> 'n')::integer,
         when q.id is not null then 'waiting' else 'nowhere' end,
     coalesce(o.attempts, q.attempts + q.claimed::integer, 0)::integer,
     coalesce(o.max_attempts, q.max_attempts, 0)::integer,
-    coalesce((select array_agg(h.attempt || ' ' || h.cause order by h.ended_at)
+    coalesce((
+        select array_agg(h.attempt || ' ' || h.cause || ' ' || (h.claim is not null) order by h.ended_at)
         from taskd.history as h where h.job_id = j.id), '{}')
 from taskd.jobs as j
 left join taskd.queue as q on q.id = j.id
@@ -93,7 +111,8 @@ def read_rows(ask: Ask) -> dict[str, Row]:
     """Return all jobs of the database by id."""
     rows = {}
     for job_id, number, status, attempts, most, history in ask(_ROWS):
-        entries = tuple((int(word), cause) for word, cause in (entry.split() for entry in history))
+        words = (entry.split() for entry in history)
+        entries = tuple(Entry(int(attempt), cause, ran == "true") for attempt, cause, ran in words)
         rows[job_id] = Row(job_id, number, status, attempts, most, entries)
     return rows
 
@@ -170,12 +189,10 @@ def unexplained(rows: Mapping[str, Row], runs: Iterable[LedgerRun]) -> list[str]
         if row is None:
             found.append(f"job {job_id} ran and is not in the database")
             continue
-        told = Counter(attempt for attempt, _ in row.history)
-        uncounted = sum(cause in UNCOUNTED for _, cause in row.history)
-        if len(of_job) > row.attempts + uncounted:
-            found.append(
-                f"job {job_id} ran {len(of_job)} times in {row.attempts} attempts and {uncounted} uncounted"
-            )
+        told = Counter(entry.attempt for entry in row.history if entry.ran)
+        most = told.total() + (row.status in ("completed", "processing"))
+        if len(of_job) > most:
+            found.append(f"job {job_id} ran {len(of_job)} times, and {most} are told")
         for attempt, count in Counter(run.attempt for run in of_job).items():
             last = row.status in ("completed", "processing") and attempt == row.attempts
             if count > told[attempt] + last:
@@ -184,14 +201,14 @@ def unexplained(rows: Mapping[str, Row], runs: Iterable[LedgerRun]) -> list[str]
                 )
         found += _overlaps(of_job, row)
     for row in rows.values():
-        counted = sum(cause not in UNCOUNTED for _, cause in row.history)
+        counted = sum(entry.ran and entry.cause not in UNCOUNTED for entry in row.life)
         if row.attempts != counted + (row.status in ("completed", "processing")):
             found.append(f"job {row.job_id}: {row.attempts} attempts, {counted} told, {row.status}")
     return found
 
 
 def _overlaps(of_job: Sequence[LedgerRun], row: Row) -> list[str]:
-    lost = {attempt for attempt, cause in row.history if cause == "lease_expired"}
+    lost = {entry.attempt for entry in row.history if entry.cause == "lease_expired"}
     return [
         f"job {earlier.job_id}: attempts {earlier.attempt} and {later.attempt} ran at once"
         for earlier, later in itertools.pairwise(of_job)
@@ -200,24 +217,27 @@ def _overlaps(of_job: Sequence[LedgerRun], row: Row) -> list[str]:
 
 
 def changed_after_end(ask: Ask) -> list[str]:
-    """I5: one final move a job (the trigger of the test schema refuses further ones and notes each)."""
-    twice = ask(
-        "select job_id::text, count(*) from public.terminal_changes group by job_id having count(*) > 1"
+    """I5: one final move a job, and one more for each retry by hand.
+
+    The trigger of the test schema notes each, and refuses other changes of a final row.
+    """
+    moves = ask(
+        "select c.job_id::text, count(*), max(r.retries), max((o.id is not null)::integer) "
+        "from public.terminal_changes as c "
+        "left join taskd.outcomes as o on o.id = c.job_id "
+        "cross join lateral (select count(*) as retries from taskd.history as h "
+        f"    where h.job_id = c.job_id and h.cause = '{RETRIED}') as r "
+        "group by c.job_id having count(*) <> max(r.retries) + max((o.id is not null)::integer)"
     )
     lost = ask(
         "select o.id::text from taskd.outcomes as o "
         "where not exists ("
         "    select from public.terminal_changes as c where c.job_id = o.id and c.status = o.status)"
     )
-    vanished = ask(
-        "select c.job_id::text from public.terminal_changes as c "
-        "where not exists (select from taskd.outcomes as o where o.id = c.job_id)"
-    )
-    return (
-        [f"job {job_id} ended {count} times" for job_id, count in twice]
-        + [f"job {job_id} is not what it ended as" for (job_id,) in lost]
-        + [f"job {job_id} had ended and is gone" for (job_id,) in vanished]
-    )
+    return [
+        f"job {job_id} ended {count} times, {retries} retried, and {'has' if there else 'is no longer'} ended"
+        for job_id, count, retries, there in moves
+    ] + [f"job {job_id} is not what it ended as" for (job_id,) in lost]
 
 
 def after(tally: Tally, ask: Ask, ledger: Path) -> Findings:

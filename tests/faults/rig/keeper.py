@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,14 +108,26 @@ def cpu_s(pid: int) -> float:
 class Unit:
     """One daemon, started again when it ends. Owned by the case; `start` once, `stop` always."""
 
-    def __init__(self, name: str, command: str, config: Path, log: Path, runtime: Path) -> None:
+    def __init__(
+        self,
+        name: str,
+        command: str,
+        config: Path,
+        log: Path,
+        runtime: Path,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        """`env` comes on top of this process' own."""
         self.name = name
         self.log = log
         self.starts = 0
+        self.started_at: list[float] = []
+        """Unix times of the starts."""
         self.exits: list[int] = []
         self._argv = [sys.executable, "-m", "taskd", "--config", str(config), command]
         # The rig's death is theirs: nothing may be left behind even when pytest itself is killed.
-        self._env = supervised({**os.environ, "XDG_RUNTIME_DIR": str(runtime), "PYTHONPATH": str(ROOT)})
+        own = {"XDG_RUNTIME_DIR": str(runtime), "PYTHONPATH": str(ROOT), **(env or {})}
+        self._env = supervised({**os.environ, **own})
         self._process: asyncio.subprocess.Process | None = None
         self._task: asyncio.Task[None] | None = None
         self._ending = False
@@ -155,6 +167,7 @@ class Unit:
     async def _keep(self) -> None:
         while not self._ending:
             with self.log.open("ab") as log:
+                self.started_at.append(time.time())
                 self._process = await asyncio.create_subprocess_exec(
                     *self._argv,
                     env=self._env,

@@ -10,6 +10,7 @@ import asyncio
 import random
 import socket
 import struct
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
@@ -51,6 +52,12 @@ class Pair:
         """The text of the statement that is under way."""
         self.cutting = False
         """The answer to this statement is withheld; once it is whole the client's connection is cut."""
+        self.startup = b""
+        """The client's first message: it names user, database and application."""
+        self.silent = False
+        """Nothing is carried any more, either way, and neither side is told: a peer that is gone."""
+        self.deaf = False
+        """No notification reaches the client any more; all else does."""
         self._withheld = bytearray()
 
     async def up(self) -> None:
@@ -59,6 +66,9 @@ class Pair:
         while data := await self.client.reader.read(_CHUNK):
             await self.proxy.pace(len(data))
             for message in frames.feed(data):
+                self.startup = self.startup or message
+                if self.silent:
+                    continue
                 if message[:4] == b"\x00\x00\x00\x10" and struct.unpack_from("!I", message, 4)[0] == _CANCEL:
                     self.proxy.cancels += 1
                 if message[:1] in b"PQ" and len(message) > 5:
@@ -77,6 +87,8 @@ class Pair:
         while data := await self.server.reader.read(_CHUNK):
             await self.proxy.pace(len(data))
             for message in frames.feed(data):
+                if self.silent or (self.deaf and message[:1] == b"A"):
+                    continue
                 if not self.cutting:
                     self.client.writer.write(message)
                     continue
@@ -124,6 +136,8 @@ class Proxy:
         self._dice = dice
         self.port = 0
         self.connects = 0
+        self.connected_at: list[float] = []
+        """When each connect came, monotonic."""
         self.cancels = 0
         self.cuts = 0
         self.holding = 0
@@ -140,6 +154,23 @@ class Proxy:
         self._tasks: set[asyncio.Task[None]] = set()
 
     # -- modes -------------------------------------------------------------------------------------------
+
+    def silence(self, application: str) -> int:
+        """From now on carry nothing on the present connections of an application; returns how many."""
+        found = self._of(application)
+        for pair in found:
+            pair.silent = True
+        return len(found)
+
+    def deafen(self, application: str) -> int:
+        """From now on lose all notifications on the present connections of an application."""
+        found = self._of(application)
+        for pair in found:
+            pair.deaf = True
+        return len(found)
+
+    def _of(self, application: str) -> list[Pair]:
+        return [pair for pair in self._pairs if application.encode() in pair.startup and not pair.silent]
 
     def pass_(self) -> None:
         """Carry everything at once again; what was held goes on."""
@@ -211,6 +242,7 @@ class Proxy:
     def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Take a client in."""
         self.connects += 1
+        self.connected_at.append(time.monotonic())
         task = asyncio.get_running_loop().create_task(self._carry(_Stream(reader, writer)))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -227,6 +259,8 @@ class Proxy:
         ways = [asyncio.ensure_future(pair.up()), asyncio.ensure_future(pair.down())]
         try:
             await asyncio.wait([ways[1]])
+            if pair.silent:  # the client is not told; it must find out by itself
+                await asyncio.wait([ways[0]])
             # The server is done with this connection, or it was cut: its client hears of it.
             await self._flow.wait()
             client.writer.close()

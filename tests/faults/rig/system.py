@@ -62,7 +62,7 @@ job_types:
     concurrency: 2
 {more}log:
   level: info
-"""
+{top}"""
 
 
 class System:
@@ -84,13 +84,12 @@ class System:
         self.key = ""
         self.found: list[str] = []
         """What the checks of every moment found so far."""
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
+        self.port = free_port()
+        self._metrics_port: dict[str, int] = {}
         self.lease_s = float(settings.pop("lease_s", LEASE_S))
         self.sweep_s = float(settings.pop("sweep_s", SWEEP_S))
         self._heartbeat_s = float(settings.pop("heartbeat_s", HEARTBEAT_S))
-        self._settings = {"api_workers": 2, "concurrency": 16, "drain": 5, "more": "", **settings}
+        self._settings = {"api_workers": 2, "concurrency": 16, "drain": 5, "more": "", "top": "", **settings}
         self._accepted = Ledger(folder / "accepted.txt")
         self._grace_s = 3 * self.sweep_s + 1
 
@@ -105,14 +104,17 @@ class System:
     # -- units -------------------------------------------------------------------------------------------
 
     def worker(self, node: str = "one", **settings: Any) -> Unit:
-        """Start a worker node."""
-        return self._unit(node, "worker", **settings)
+        """Start a worker node; `figures` reads its metrics."""
+        port = self._metrics_port.setdefault(node, free_port())
+        return self._unit(node, "worker", top=f"metrics:\n  port: {port}\n", **settings)
 
     def api(self, name: str = "api", **settings: Any) -> Unit:
         """Start the API."""
         return self._unit(name, "api", **settings)
 
     def _unit(self, name: str, command: str, **settings: Any) -> Unit:
+        """Start a unit; `env` comes on top of the environment, all else is for the configuration."""
+        env = settings.pop("env", None)
         config = self.folder / f"{name}.yaml"
         config.touch(mode=0o600)
         values = {
@@ -128,7 +130,7 @@ class System:
             **settings,
         }
         config.write_text(_CONFIG.format(**values))
-        unit = Unit(name, command, config, self.folder / f"{name}.log", self.folder)
+        unit = Unit(name, command, config, self.folder / f"{name}.log", self.folder, env)
         self.units[name] = unit
         unit.start()
         return unit
@@ -160,6 +162,17 @@ class System:
         except (NotSent, NoAnswer):
             return False
         return status == 200
+
+    async def figures(self, node: str) -> dict[str, float]:
+        """Return the metrics of a worker node, by name and labels as they are written."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self._metrics_port[node])
+        try:
+            writer.write(b"GET /metrics HTTP/1.1\r\n\r\n")
+            text = (await asyncio.wait_for(reader.read(), 5.0)).decode().partition("\r\n\r\n")[2]
+        finally:
+            writer.close()
+        lines = (line.rpartition(" ") for line in text.splitlines() if not line.startswith("#"))
+        return {name: float(value) for name, _, value in lines}
 
     def words(self, unit: str) -> str:
         """Return the end of a unit's log."""
@@ -210,9 +223,9 @@ class System:
 
     # -- load and checks -----------------------------------------------------------------------------------
 
-    def driver(self, *, repeat: bool = False) -> Driver:
-        """Return a driver; all drivers of a case share its tally."""
-        driver = Driver(self.port, self.key, self._accepted, repeat=repeat)
+    def driver(self, *, repeat: bool = False, key: str = "") -> Driver:
+        """Return a driver, by default with the case's key; all drivers of a case share its tally."""
+        driver = Driver(self.port, key or self.key, self._accepted, repeat=repeat)
         driver.tally = self.tally
         return driver
 
@@ -288,6 +301,13 @@ class System:
         """End everything that was started."""
         await asyncio.gather(*(unit.stop() for unit in self.units.values()))
         self._accepted.close()
+
+
+def free_port() -> int:
+    """Return a TCP port of loopback that nobody listens on just now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def chosen_seed() -> int:
