@@ -107,8 +107,9 @@ order by j.id desc offset %(scan)s - 1 limit 1;
 
 -- name: prune
 -- Deletes final rows whose time is over. Ids are in the order of creation, so a walk over them comes by
--- every row that may be old enough; :after is where the last step of the walk ended. A row with a unique
--- key stays for a day at least. Returns how many went and where this step ended (null: start again).
+-- every row that may be old enough: those before :before, and those whose id a clock made that was ahead.
+-- :after is where the last step of the walk ended. Old is by the time of the end and this clock alone. A row
+-- with a unique key stays for a day at least. Returns how many went and where this step ended (null: start again).
 with seen as materialized (
     select o.id, o.status, o.finished_at from taskd.outcomes as o
     where o.id > %(after)s and o.id < %(before)s

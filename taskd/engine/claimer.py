@@ -87,6 +87,11 @@ class Claimer:
         async with self._busy:
             pass
 
+    @property
+    def answered(self) -> int:
+        """The serial number of the last claim of which no answer is awaited any more."""
+        return self._serial - self._busy.locked()
+
     def hint(self, lane: Lane | None = None) -> None:
         """Jobs may be there: look now. A lane that is new is taken in."""
         if lane is not None and lane[0] in self._served:

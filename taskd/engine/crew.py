@@ -395,6 +395,11 @@ class Crew:
         """Jobs that children have in hand."""
         return sum(len(child.runs) for child in self._all())
 
+    @property
+    def claims(self) -> set[tuple[str, int]]:
+        """Job and claim of all that children have in hand."""
+        return {(run.job.id, run.job.claim) for child in self._all() for run in child.runs.values()}
+
     async def finish(self, wait_s: float, hurry: asyncio.Event) -> None:
         """Let running jobs end for `wait_s` seconds (less when `hurry` is set), then stop and kill them."""
         until = time.monotonic() + wait_s

@@ -43,6 +43,8 @@ log = logging.getLogger("taskd.engine.daemon")
 
 QUIET_S = 5.0
 """How long a drained node waits for Postgres to take its last verdicts before it says so once more."""
+BIRTH_S = 5.0
+"""How long the database may take to make this node an incarnation, the rescue of an earlier one included."""
 RESCUE_S = 3.0
 """How long a start looks for the jobs of an earlier one; in a queue of many millions sweeps go on."""
 END_S = 8.0
@@ -107,7 +109,13 @@ class Daemon:
         direct = Target(url=settings.listen_url, application=f"taskd heart {settings.node_name}")
         self._claim_link = Link(target, pace)
         self._settle_link = Link(target, pace)
-        self._heart_link = Link(direct, pace)
+        beats = HeartSettings(
+            lease_s=settings.lease_s,
+            heartbeat_s=settings.heartbeat_s,
+            sweep_s=settings.sweep_s,
+            retention=settings.retention,
+        )
+        self._heart_link = Link(direct, pace, deadline_s=beats.answer_s)
         self._family = Family(log, metrics=self._metrics)
         self._lanes = Lanes()
         self._slots = Slots(infos.values(), {name: pool.concurrency for name, pool in settings.pools.items()})
@@ -154,18 +162,16 @@ class Daemon:
         )
         self._heart = Heart(
             self._heart_link,
-            HeartSettings(
-                lease_s=settings.lease_s,
-                heartbeat_s=settings.heartbeat_s,
-                sweep_s=settings.sweep_s,
-                retention=settings.retention,
-            ),
+            beats,
+            self._claim_link,
             self._claimer,
             self._lanes,
             self._metrics,
             dice=dice,
             info=self._info,
             lost=self._lost,
+            claims=lambda: self._crew.claims | self._settler.claims,
+            undone=self._judge.undone,
         )
         self._patience = Patience(log, "node waits for the database", self._heart_link, dice)
         self._end_by = math.inf
@@ -183,10 +189,11 @@ class Daemon:
         """
         if self._exporter is not None:
             await self._exporter.start()
-        self._crew.start()
+        # Before the children: while their interpreters start nothing else goes fast, and jobs of an earlier
+        # start wait for this.
         if not await self._born():
-            await self._crew.gone()
             return
+        self._crew.start()
         tasks = [
             asyncio.create_task(work, name=name)
             for name, work in (
@@ -236,7 +243,7 @@ class Daemon:
         while not self._signals.draining.is_set():
             sent_at = boottime()
             try:
-                node = await self._heart_link.run(self._register)
+                node = await self._heart_link.run(self._register, deadline_s=BIRTH_S)
             except UnsafeDatabase:
                 raise
             except (StoreUnavailable, BadRow, Unforeseen) as error:

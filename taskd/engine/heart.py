@@ -13,7 +13,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 from taskd.engine.claimer import Claimer
@@ -33,6 +33,14 @@ WAKE_S = 0.5
 """How long the last try to renew the lease may take when most of the margin has passed unseen."""
 PING_S = 10.0
 """How often the node tries whether its own hints reach it."""
+ANSWER_S = 2.0
+"""How long a ping may take when the one before was heard."""
+QUIET_S = 0.2
+"""How long the heart is still, at most, until its ping was sent."""
+USAGE_ALARM = 0.1
+"""The share of the server's NOTIFY queue in use from which on it is told: some listener reads nothing."""
+LONGEST_S = 5.0
+"""How long a statement of the heart may take, at most: less with a short lease."""
 PRUNE_S = 60.0
 """How long nothing is pruned after a walk that found nothing, at most: less with a short retention."""
 FORGET_S = 3600.0
@@ -42,7 +50,19 @@ PRUNE_BUDGET_S = 0.2
 NODE_AGE = timedelta(days=31)
 """Rows of ended nodes are kept for as long as a history may name them."""
 _FIRST_ID = UUID(int=0)
-_CHORES = ("heartbeat", "clock", "check", "sweep", "put back", "expire", "prune", "ping", "connect")
+_CHORES = (
+    "heartbeat",
+    "clock",
+    "check",
+    "sweep",
+    "put back",
+    "review",
+    "expire",
+    "prune",
+    "vitals",
+    "ping",
+    "connect",
+)
 
 log = logging.getLogger("taskd.engine.heart")
 
@@ -66,6 +86,15 @@ class HeartSettings:
         """How long before the lease's end a node that can't renew it gives up its jobs."""
         return min(3.0, self.lease_s / 6)
 
+    @property
+    def answer_s(self) -> float:
+        """How long one statement may take.
+
+        What waits on a connection that carries nothing more must end while there is time for a heartbeat
+        on a new one: the last was at most `heartbeat_s` ago when it began.
+        """
+        return min(LONGEST_S, (self.lease_s - self.margin_s - self.heartbeat_s) / 2)
+
 
 class Heart:
     """The lease and the chores of one node; `run` is its task, `guard` watches the lease beside it."""
@@ -74,6 +103,7 @@ class Heart:
         self,
         link: Link,
         settings: HeartSettings,
+        voice: Link,
         claimer: Claimer,
         lanes: Lanes,
         metrics: Metrics,
@@ -81,15 +111,32 @@ class Heart:
         dice: random.Random,
         info: Callable[[], str],
         lost: Callable[[], Awaitable[None]],
+        claims: Callable[[], set[tuple[str, int]]],
+        undone: Callable[[leases.Own], None],
     ) -> None:
-        """`info` gives what the node's row shows as JSON; `lost` is called when the lease is gone."""
+        """`info` gives what the node's row shows as JSON; `lost` is called when the lease is gone.
+
+        `link` is the heart's own. Pings are sent through `voice`, a connection for other work, as the hints
+        of others come: behind a pooler a session hears at best what it says itself.
+
+        `claims` gives job and claim of all that runs here or has a verdict that is not stored; `undone`
+        hears of a claim that stands in the queue and is none of these.
+        """
         self._link = link
         self._settings = settings
+        self._voice = voice
         self._claimer = claimer
         self._lanes = lanes
         self._metrics = metrics
         self._info = info
         self._lost = lost
+        self._claims = claims
+        self._undone = undone
+        self._timeline: str | None = None
+        self._other_primary = True
+        """The connection is new: it has not been asked which life of the primary it leads to."""
+        self._review_from: int | None = None
+        """The block of the queue from which on this node's own claims are still to be looked at."""
         self._node: int | None = None
         self._state = "live"
         self._lease_end = 0.0
@@ -119,6 +166,10 @@ class Heart:
         self._ended = asyncio.Event()
         self._ping = ""
         """The last ping that was sent and not heard yet."""
+        self._speaking: asyncio.Task[None] | None = None
+        """Sends that ping."""
+        self._queue_fills = False
+        """Whether it was told that the NOTIFY queue fills."""
         self._fresh = False
         """The connection is new, and nobody has tried yet whether hints come through it."""
         self._searching = False
@@ -223,7 +274,7 @@ class Heart:
     async def run(self) -> None:
         """Beat, check and sweep until `end`, and hear hints between."""
         now = boottime()
-        beat_at = check_at = sweep_at = ping_at = now
+        beat_at = check_at = sweep_at = ping_at = quiet_until = now
         while not self._ended.is_set():
             now = boottime()
             due_at = now if self._fresh else min(beat_at, check_at, sweep_at, ping_at)
@@ -257,12 +308,19 @@ class Heart:
                     sweep_at = boottime()
                 else:
                     await self._do("put back", self._put_back)
+                    await self._do("review", self._review)
                     await self._do("expire", lambda: self._link.run(leases.expire))
                     await self._do("prune", self._prune)
+            if now >= ping_at and now < quiet_until and not self._ping:
+                ping_at = quiet_until  # the last one was heard
             if now >= ping_at or self._fresh:
                 self._fresh = False
-                ping_at = now + PING_S
+                soon = bool(self._metrics.get("taskd_listener_up")) or self._speaking is not None
+                await self._do("vitals", self._look_at_server)
                 await self._do("ping", self._try_hints)
+                # Hints that have ceased are to be back within 15 s; ones that never come are not worth a
+                # connect every two seconds.
+                ping_at, quiet_until = now + (ANSWER_S if soon else PING_S), now + PING_S
             if not self._link.connected:
                 self._deaf()
                 wait_s = await self._do("connect", lambda: self._link.run(_nothing)) or wait_s
@@ -286,7 +344,7 @@ class Heart:
 
     async def _renew(self) -> None:
         node = self._node
-        if not await self.beat(5.0) and node is not None:
+        if not await self.beat(self._settings.answer_s) and node is not None:
             await self._give_up(node)
 
     async def _bring_forward(self) -> None:
@@ -302,7 +360,7 @@ class Heart:
     async def _connected(self, conn: Connection) -> None:
         """Listen on a new connection; what was sent through the old one is not heard any more."""
         self._deaf()
-        self._ping, self._fresh = "", True
+        self._ping, self._fresh, self._other_primary = "", True, True
         await self._ears.listen(conn)
 
     def _deaf(self) -> bool:
@@ -315,21 +373,48 @@ class Heart:
 
     async def _try_hints(self) -> None:
         """Send a ping through the channel; when the last one never came, listen on a new connection."""
+        if self._speaking is not None:
+            return  # the last one has not even been sent
         if self._ping:
             if self._deaf():
                 log.warning(
                     "hints do not reach this node: it polls. database.listen_url must not be a pooler"
                 )
             await self._link.renew()
+        if not self._link.connected:
+            await self._link.run(_nothing)
+        self._fresh = False  # this is the first ping through it
+        self._ping = f"ping:{self._node}:{boottime():.3f}"
+        self._speaking = asyncio.create_task(self._speak(self._ping), name="ping")
+        # Through a pooler a notification reaches a session that is in the middle of a statement: as long as
+        # the ping is under way the heart has none. Not for long: a claim that is slow holds up no heartbeat.
+        await asyncio.wait({self._speaking}, timeout=QUIET_S)
 
-        async def ask(conn: Connection) -> nodes.Vitals:
-            self._ping = f"ping:{self._node}:{boottime():.3f}"
-            return await nodes.ping(conn, channel=channel(), text=self._ping)
+    async def _speak(self, text: str) -> None:
+        try:
+            await self._voice.run(lambda conn: nodes.ping(conn, channel=channel(), text=text))
+        except TaskdError as error:
+            if not self._ended.is_set():
+                self._patience["ping"].failed(error, chore="ping")
+            if self._ping == text:  # nobody can have heard it, and the ears are not to blame
+                self._ping = ""
+                self._deaf()
+        finally:
+            self._speaking = None
 
-        vitals = await self._link.run(ask)
+    async def _look_at_server(self) -> None:
+        vitals = await self._link.run(nodes.vitals)
         self._metrics.set("taskd_notify_queue_usage", to=vitals.notify_usage)
         oldest_s = max(vitals.oldest_snapshot_s, self._held_s(vitals.held_xid))
         self._metrics.set("taskd_oldest_snapshot_seconds", to=oldest_s)
+        if vitals.notify_usage < USAGE_ALARM:
+            self._queue_fills = False
+        elif not self._queue_fills:
+            self._queue_fills = True
+            log.warning(
+                "the server's NOTIFY queue fills: a session that listens stays in its transaction",
+                extra={"usage": round(vitals.notify_usage, 3)},
+            )
 
     def _held_s(self, xid: str | None) -> float:
         """Return for how long a standby or slot has been seen to hold this same transaction."""
@@ -398,6 +483,37 @@ class Heart:
             self._claimer.hint()
         self._claimer.outlived(time.monotonic())
 
+    async def _review(self) -> None:
+        """Find claims of this node that it does not hold, after a failover, in a part of the queue.
+
+        The new primary may not have seen the last verdicts: what they were about still runs, as it says.
+        """
+        if self._other_primary:
+            await self._link.run(self._look_at_timeline)
+        node, first = self._node, self._review_from
+        if node is None or first is None:
+            return
+        held, answered = self._claims(), self._claimer.answered
+        found, following = await self._link.run(
+            lambda conn: leases.own_claims(conn, node=node, answered=answered, first=first)
+        )
+        held |= self._claims()
+        undone = [one for one in found if one[:2] not in held and one.claim not in self._claimer.lost]
+        for one in undone:
+            self._undone(one)
+        if undone:
+            log.warning("verdicts were lost by a failover", extra={"jobs": len(undone)})
+        self._review_from = following or None
+
+    async def _look_at_timeline(self, conn: Connection) -> None:
+        timeline = await nodes.timeline(conn)
+        if timeline is None:
+            return  # a standby: nothing is decided on it
+        if self._timeline not in (None, timeline):
+            log.warning("another server is the primary now", extra={"timeline": timeline})
+            self._review_from = 0
+        self._timeline, self._other_primary = timeline, False
+
     def _steady(self) -> bool:
         """Whether Postgres was reached for long enough to judge others by their leases."""
         return boottime() - self._reached_since >= 2 * self._settings.sweep_s
@@ -411,23 +527,30 @@ class Heart:
         keep = self._settings.retention
         found = 0
         until = time.monotonic() + PRUNE_BUDGET_S
-        oldest_ms = round((time.time() - keep.shortest.total_seconds()) * 1000)
-        before = new_id(max(0, oldest_ms), bytes(10))
+        now = self._database_time(boottime()) or datetime.now(UTC)
+        old, present = _first_id_of(now - keep.shortest), _first_id_of(now)
 
         async def step(conn: Connection) -> tuple[int, UUID | None]:
+            before = old if self._prune_after < old else jobs.LAST_ID
             return await jobs.prune(conn, keep, after=self._prune_after, before=before)
 
         while time.monotonic() < until:
+            last = self._prune_after >= old
             deleted, reached = await self._link.run(step)
             found += deleted
-            self._prune_after = _FIRST_ID if reached is None else reached
-            if reached is None:
+            # What lies between is too young. Ids ahead of the present come from a clock that was wrong once.
+            self._prune_after = reached or (_FIRST_ID if last else present)
+            if reached is None and last:
                 if not found:
                     self._prune_at = boottime() + min(PRUNE_S, keep.shortest.total_seconds() / 20)
                 if boottime() >= self._forget_at:
                     self._forget_at = boottime() + FORGET_S
                     await self._link.run(lambda conn: nodes.forget(conn, age=NODE_AGE))
                 return
+
+
+def _first_id_of(at: datetime) -> UUID:
+    return new_id(max(0, round(at.timestamp() * 1000)), bytes(10))
 
 
 async def _nothing(conn: object) -> None:

@@ -20,7 +20,7 @@ from taskd.model.jobtype import TypeInfo
 from taskd.model.state import Cause, State
 from taskd.model.verdict import Case, Verdict
 from taskd.process.family import Exit
-from taskd.store.leases import Claimed, Completion, Settlement
+from taskd.store.leases import Claimed, Completion, Own, Settlement
 
 log = logging.getLogger("taskd.engine.judge")
 
@@ -101,6 +101,15 @@ class Judge:
         verdict = decide.reported("error", case, info, self._dice, error=text, delay_s=None)
         self._write_down(job, verdict, None, parent.completion.ran_ms)
 
+    def undone(self, own: Own) -> None:
+        """Settle a run that ended and stands in the queue again as if it had not: its verdict is lost."""
+        case = Case(
+            attempts=own.attempts, max_attempts=own.max_attempts, crashes=own.crashes, alone=own.alone
+        )
+        error = "its verdict was lost: a failover to a standby that had not seen it"
+        verdict = decide.interrupted(case, self._infos[own.type], error=error)
+        self._write_down(own, verdict, None, None)
+
     def close(
         self,
         run: Run,
@@ -114,7 +123,7 @@ class Judge:
         self._write_down(run.job, verdict, exit or message, ran_ms)
 
     def _write_down(
-        self, job: Claimed, verdict: Verdict, end: Exit | wire.Finished | None, ran_ms: int | None
+        self, job: Claimed | Own, verdict: Verdict, end: Exit | wire.Finished | None, ran_ms: int | None
     ) -> None:
         self._settler.settle(
             job.type,

@@ -28,6 +28,9 @@ MOST = 1000
 AGAIN_S, LONGEST_S = 1.0, 60.0
 """How soon a verdict that can't be stored is tried again at first, and how seldom at last."""
 
+SOON_MS = 1000
+"""A job that waits again for less than this is due before the claimer's next poll."""
+
 _UNSTORABLE = "the error text could not be stored"
 
 V = TypeVar("V", Completion, Settlement)
@@ -53,7 +56,8 @@ class Settler:
         """`node` is asked for each verdict.
 
         `barren` is told when the jobs that a job made can't be, and settles it otherwise. `freed` is
-        called when runs of `bounded` types were written: others of them may start now.
+        called when runs of `bounded` types were written, for others of them may start now, and when
+        jobs were that wait for less than a poll.
         """
         self._link = link
         self._node = node
@@ -73,8 +77,10 @@ class Settler:
         self._refused = Patience(
             log, "verdict can't be stored at all", link, dice or random.Random(), level=logging.ERROR
         )
-        self._aside: list[Callable[[], None]] = []
-        """Each hands a verdict in again that could not be stored, not even alone."""
+        self._aside: list[tuple[tuple[str, int], Callable[[], None]]] = []
+        """Job and claim of a verdict that could not be stored, not even alone, and what hands it in again."""
+        self._in_hand: Sequence[Completion | Settlement] = ()
+        """Those that are being written."""
         self._aside_s = AGAIN_S
         self._aside_timer: asyncio.TimerHandle | None = None
 
@@ -87,6 +93,15 @@ class Settler:
     def aside(self) -> int:
         """Verdicts that Postgres refused even alone; they are tried again, ever more seldom."""
         return len(self._aside)
+
+    @property
+    def claims(self) -> set[tuple[str, int]]:
+        """Job and claim of all verdicts that are not stored yet."""
+        waiting: list[Completion | Settlement] = [
+            verdict for queue in (self._completions, self._others) for _, _, verdict in queue
+        ]
+        waiting += [parent.completion for _, _, parent in self._parents]
+        return {(one.id, one.claim) for one in (*waiting, *self._in_hand)} | {key for key, _ in self._aside}
 
     def complete(self, type_: str, completion: Completion) -> None:
         """A job completed; its claim is this node's present incarnation's."""
@@ -136,7 +151,7 @@ class Settler:
             _, type_, verdict = queue.popleft()
             batch.append((type_, verdict))
         batch.sort(key=lambda one: one[1].id)  # two nodes that touch the same rows lock them in one order
-        self._writing = len(batch)
+        self._writing, self._in_hand = len(batch), [verdict for _, verdict in batch]
         again = False
         try:
             while True:
@@ -148,11 +163,11 @@ class Settler:
                     again = True
                     await asyncio.sleep(self._patience.failed(error, jobs=len(batch)))
         finally:
-            self._writing = 0
+            self._writing, self._in_hand = 0, ()
 
     async def _write_parent(self) -> None:
         node, type_, parent = self._parents.popleft()
-        self._writing = 1
+        self._writing, self._in_hand = 1, [parent.completion]
         try:
             while True:
                 try:
@@ -172,7 +187,7 @@ class Settler:
                     self._barren(type_, parent, error)
                     return
         finally:
-            self._writing = 0
+            self._writing, self._in_hand = 0, ()
 
     def _settled(self, counts: Mapping[tuple[str, str], int]) -> None:
         for (type_, status), count in counts.items():
@@ -232,6 +247,8 @@ class Settler:
             if claims:
                 done |= await self._look_up(node, claims)
         self._settled(Counter((type_, one.status or "again") for type_, one in batch if one.id in done))
+        if any(one.status is None and one.cause is not None and one.delay_ms < SOON_MS for one in verdicts):
+            self._freed()  # due before the next poll: the claimer has to know when
 
     def _set_aside(
         self, verdict: Completion | Settlement, error: BadRow | Unforeseen, again: Callable[[], None]
@@ -239,7 +256,7 @@ class Settler:
         """Keep a verdict where it holds up no other; when nothing works before this node ends, its job is
         rescued."""
         self._refused.failed(error, job_id=verdict.id)
-        self._aside.append(again)
+        self._aside.append(((verdict.id, verdict.claim), again))
         if self._aside_timer is None:
             self._aside_timer = asyncio.get_running_loop().call_later(self._aside_s, self._take_up)
             self._aside_s = min(LONGEST_S, 2 * self._aside_s)
@@ -248,7 +265,7 @@ class Settler:
         """Hand in once more what was set aside."""
         self._aside_timer = None
         aside, self._aside = self._aside, []
-        for again in aside:
+        for _, again in aside:
             again()
         self._wake.set()
 

@@ -58,6 +58,8 @@ class Health:
         ready, database = True, OK
         if facts.in_recovery or facts.read_only == "on":
             ready, database = False, "the database is read-only"
+        elif facts.numbers_left <= 0:
+            ready, database = False, "the database takes no writes: it has run out of transaction numbers"
         elif found := facts.unsafe():
             # Told even where the configuration allows it.
             ready, database = self._allow_unsafe, f"can lose accepted jobs: {'; '.join(found)}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import partial
 from operator import attrgetter
 from uuid import UUID
@@ -30,6 +30,9 @@ MOST = 500
 
 MOST_BYTES = 1 << 20
 """Payload in one statement, about: it is copied some times on its way, and large ones gain nothing."""
+
+SOON_S = 1.0
+"""A job that is due sooner than this is due before the next poll of a node, which has to know when."""
 
 EXISTS = "23505"
 """A unique index has the row already; of those that an insert meets, only that of the ids tells so."""
@@ -178,9 +181,14 @@ class Hints:
         self._task: asyncio.Task[None] | None = None
 
     def tell(self, jobs: Sequence[NewJob]) -> None:
-        """Hint at the lanes of those of `jobs` that are due now."""
+        """Hint at the lanes of those of `jobs` that are due now or before the next poll of a node."""
         for job in jobs:
-            if job.run_at is None and not job.delay_s:
+            # `run_at` is compared with the clock of this host: what is wrong with that costs a poll at most.
+            if job.run_at is None:
+                wait_s = job.delay_s or 0.0
+            else:
+                wait_s = (job.run_at - datetime.now(UTC)).total_seconds()
+            if wait_s < SOON_S:
                 self._waiting.add((job.type, job.priority))
         if self._waiting and self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._send())

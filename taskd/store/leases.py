@@ -249,6 +249,33 @@ async def put_back_unanswered(
     return int(count), 0 if first + blocks >= size else first + blocks
 
 
+class Own(NamedTuple):
+    """A claim that stands in the queue as this node's."""
+
+    id: str
+    claim: int
+    type: str
+    attempts: int
+    max_attempts: int
+    crashes: int
+    alone: bool
+
+
+async def own_claims(
+    conn: Connection, *, node: int, answered: int, first: int = 0, blocks: int = PART_BLOCKS
+) -> tuple[list[Own], int]:
+    """Return what `node` runs by the word of the database, of its claims up to `answered`.
+
+    Looks through a part of the queue; returns from which block on to look next, 0 after the last part.
+    """
+    args = {"node": node, "answered": answered, "first": first, "last": min(first + blocks, _LAST_BLOCK)}
+    with store_errors():
+        cursor = await conn.execute(SQL["own_claims"], args)
+        rows = await cursor.fetchall()
+    found = [Own(*row[1:]) for row in rows if row[1] is not None]
+    return found, 0 if first + blocks >= int(rows[0][0]) else first + blocks
+
+
 class Rescued(dict[int, int]):
     """How many jobs were taken from which dead node."""
 

@@ -44,6 +44,8 @@ class ServerFacts:
     read_only: str
     in_recovery: bool
     clock: datetime
+    numbers_left: int
+    """How many transactions more can write before the server refuses all until it is vacuumed."""
     persistence: str
 
     def unsafe(self) -> list[str]:
@@ -151,11 +153,30 @@ class Vitals:
     held_xid: str | None
 
 
-async def ping(conn: Connection, *, channel: str, text: str) -> Vitals:
-    """Notify the channel on which this very connection listens, and say how the server is."""
+async def timeline(conn: Connection) -> str | None:
+    """Return which life of the primary this is: it changes with each failover. None on a standby."""
+    with store_errors():
+        cursor = await conn.execute(SQL["timeline"])
+        row = await cursor.fetchone()
+    assert row is not None
+    return None if row[0] is None else str(row[0])
+
+
+async def ping(conn: Connection, *, channel: str, text: str) -> None:
+    """Notify the channel, for whoever listens there on another connection.
+
+    Raises:
+        StoreUnavailable: among others because the server's NOTIFY queue is full.
+    """
+    with store_errors():
+        await conn.execute(SQL["ping"], {"channel": channel, "text": text})
+
+
+async def vitals(conn: Connection) -> Vitals:
+    """Return how the server is."""
     with store_errors():
         async with conn.cursor(row_factory=class_row(Vitals)) as cur:
-            await cur.execute(SQL["ping"], {"channel": channel, "text": text})
+            await cur.execute(SQL["vitals"])
             row = await cur.fetchone()
     assert row is not None
     return row

@@ -5,26 +5,29 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import random
 import re
 import signal
 import statistics
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from uuid import UUID
 
 import msgspec
 import pytest
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from taskd.embedded import EmbeddedPG
 from taskd.engine import crew, daemon, heart
 from taskd.engine.children import PoolSettings
 from taskd.model.state import Cause
-from taskd.store import jobs, leases, migrate
+from taskd.store import jobs, leases, migrate, nodes
 from tests.engine.node import Node, appears, claims_left, eventually, running
 from tests.factories import Connection, add, add_node, claim, claim_one, column, new_job, one
+from tests.faults.rig.proxy import Proxy, proxy
 from tests.postgres import DurablePG, crash
 
 FIXED: dict[str, object] = {"retry": {"backoff": "fixed", "backoff_base": 0.01, "jitter": "none"}}
@@ -288,14 +291,18 @@ async def test_a_drain_ends_in_time_when_postgres_has_frozen(
 def stopped_server(server: EmbeddedPG) -> Iterator[None]:
     """Freeze a server with all its processes: it takes connections and says nothing."""
     assert server.pid is not None
-    family = [server.pid, *(int(pid) for pid in _children(server.pid))]
-    for pid in family:
-        os.kill(pid, signal.SIGSTOP)
+    family = [server.pid]
+    os.kill(server.pid, signal.SIGSTOP)  # first: from then on it makes no more processes
     try:
+        for child in _children(server.pid):
+            with suppress(ProcessLookupError):  # it has ended since
+                os.kill(int(child), signal.SIGSTOP)
+                family.append(int(child))
         yield
     finally:
         for pid in family:
-            os.kill(pid, signal.SIGCONT)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
 
 
 def _children(pid: int) -> list[str]:
@@ -344,6 +351,36 @@ async def test_a_listener_that_hears_nothing_is_made_anew(
         monkeypatch.setattr(heart, "channel", lambda: "taskd")
 
         await eventually(_is(lambda: node.daemon._metrics.get("taskd_listener_up") == 1))
+
+
+@asynccontextmanager
+async def through_proxy(url: str) -> AsyncIterator[tuple[Proxy, str]]:
+    """Put a proxy before a server; yields it with the URL of the same database through it."""
+    given = conninfo_to_dict(url)
+    socket = f"{given['host']}/.s.PGSQL.{given.get('port', 5432)}"
+    async with proxy(socket, random.Random(1)) as between:
+        port = between.port
+        yield (
+            between,
+            make_conninfo(url, host="127.0.0.1", port=port, sslmode="disable", gssencmode="disable"),
+        )
+
+
+async def test_hints_that_cease_on_a_connection_that_holds_are_noticed_before_the_next_ping(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heart, "PING_S", 3.0)
+    monkeypatch.setattr(heart, "ANSWER_S", 0.3)
+    async with through_proxy(database_url) as (between, url), running(url) as node:
+        figure = node.daemon._metrics.get
+        await eventually(_is(lambda: figure("taskd_listener_up") == 1))
+        assert between.deafen("taskd heart") == 1
+        deaf = time.monotonic()
+
+        await eventually(_is(lambda: figure("taskd_listener_lost_total") == 1))
+        await eventually(_is(lambda: figure("taskd_listener_up") == 1))
+
+        assert time.monotonic() - deaf < 3.0 + 0.3 + 1.5, "not at the second ping"
 
 
 async def _another(db: Connection, pid: int) -> bool:
@@ -502,6 +539,30 @@ async def test_jobs_are_stopped_before_a_lease_that_cannot_be_renewed_ends(
     assert settled.history[0].cause is Cause.LEASE_EXPIRED
 
 
+async def test_a_short_lease_outlives_a_connection_that_carries_nothing_more(
+    database_url: str, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    async with (
+        through_proxy(database_url) as (between, url),
+        running(url, lease_s=5.0, heartbeat_s=1.5, sweep_s=1.0) as node,
+    ):
+        number = node.number
+        job_id = await node.add("gate", payload(path=str(tmp_path / "gate")))
+        await appears(tmp_path / "gate.started")
+        lease_end = node.daemon._heart._lease_end
+        await eventually(_is(lambda: node.daemon._heart._lease_end > lease_end))
+        for _ in range(2):
+            before = node.daemon._heart._lease_end
+            assert between.silence("taskd heart") == 1
+            await eventually(_is(lambda: node.daemon._heart._lease_end > before))  # noqa: B023
+        (tmp_path / "gate").touch()
+        job = await node.until(job_id)
+
+    assert node.number == number
+    assert job.history == ()
+    assert "lease lost" not in caplog.text
+
+
 def _is_gone(pid: int) -> Callable[[], Awaitable[bool]]:
     async def check() -> bool:
         return gone(pid)
@@ -565,6 +626,41 @@ async def test_a_node_takes_the_jobs_of_one_that_is_lost_and_fails_what_has_expi
     assert [run.cause for run in rescued.history] == [Cause.LEASE_EXPIRED]
     assert (late.status, late.history[0].cause) == ("failed", Cause.EXPIRED)
     assert await one(db, "select state from taskd.nodes where id = %s", dead) == "dead"
+
+
+async def test_verdicts_that_a_failover_undid_are_given_again_once(
+    database_url: str, db: Connection, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async with running(database_url, types={"note": {"restartable": False}}) as node:
+        running_id = await node.add("gate", payload(path=str(tmp_path / "gate")))
+        await appears(tmp_path / "gate.started")
+        lost = [await node.add(type_, max_attempts=5) for type_ in ("echo", "note")]
+        for job_id in lost:
+            await node.until(job_id)
+        # What a standby promoted shows that has not seen the last verdicts.
+        await db.execute(
+            "insert into taskd.queue "
+            "(id, run_at, priority, max_attempts, attempts, type, claimed, node, claim, started_at) "
+            "select o.id, o.run_at, j.priority, 5, 2, j.type, true, o.node, o.claim, o.started_at "
+            "from taskd.outcomes as o join taskd.jobs as j using (id)"
+        )
+        await db.execute("delete from taskd.outcomes")
+
+        async def other(conn: Connection) -> str:
+            return "00000002"
+
+        monkeypatch.setattr(nodes, "timeline", other)
+        await db.execute(f"select pg_terminate_backend({await _heart(db)})".encode())
+        again, unknown = [await node.until(job_id) for job_id in lost]
+        (tmp_path / "gate").touch()
+        untouched = await node.until(running_id)
+
+    assert again.status == "completed"
+    assert [(run.cause, run.attempt) for run in again.history] == [(Cause.INTERRUPTED, 3)]
+    assert again.attempts == 3, "a verdict that was lost costs no attempt"
+    assert unknown.status == "failed"
+    assert (unknown.error_message or "").startswith("outcome unknown: its verdict was lost")
+    assert (untouched.status, untouched.history) == ("completed", ())
 
 
 async def test_a_claim_whose_answer_is_lost_takes_nothing_away(database_url: str, db: Connection) -> None:

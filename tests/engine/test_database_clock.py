@@ -6,7 +6,9 @@ Nothing is lost by it: nobody is rescued who lives, nobody stays lost, and what 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -15,12 +17,15 @@ import msgspec
 import pytest
 
 from taskd.engine.children import PoolSettings
+from taskd.model.job import new_id
 from taskd.model.state import Cause
 from taskd.store import leases
+from taskd.store.jobs import Retention
 from tests.engine.node import appears, eventually, running
-from tests.factories import Connection, add, add_node, claim, one
+from tests.factories import Connection, add, add_node, claim, column, one
 
 AHEAD_S = 300
+YEARS_S = 10 * 365 * 86_400
 
 
 @pytest.fixture
@@ -122,6 +127,22 @@ async def test_who_died_before_the_clock_went_back_is_rescued_a_lease_later(
 
     assert (job.status, job.attempts) == ("completed", 2)
     assert [run.cause for run in job.history] == [Cause.LEASE_EXPIRED]
+
+
+async def test_a_job_with_an_id_of_years_ahead_is_pruned_once_its_time_is_over(
+    database_url: str, db: Connection
+) -> None:
+    ahead = round((time.time() + YEARS_S) * 1000)
+    await add(db, type="echo", id=new_id(ahead, bytes(10)))
+    await add(db, type="echo")
+    waits = await add(db, id=new_id(ahead, bytes([1] * 10)), delay_s=3600)
+    at_once = Retention(completed=timedelta(), failed=timedelta(), cancelled=timedelta())
+
+    async def pruned() -> bool:
+        return await column(db, "select id::text from taskd.jobs") == [waits]
+
+    async with running(database_url, sweep_s=0.1, retention=at_once):
+        await eventually(pruned, within_s=10)
 
 
 async def test_jobs_that_were_due_when_the_clock_went_back_are_due_again(

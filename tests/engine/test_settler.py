@@ -275,6 +275,18 @@ async def test_whoever_waits_for_a_place_is_told_when_one_is_free(db: Connection
     assert desk.freed == 1
 
 
+async def test_a_wait_shorter_than_a_poll_is_told_to_whoever_claims(db: Connection, desk: Desk) -> None:
+    long, short = await taken(db, desk, 2)
+
+    desk.settler.settle("mail", settlement(long, status=None, delay_ms=5000))
+    await desk.settled()
+    assert desk.freed == 0
+    desk.settler.settle("mail", settlement(short, status=None, delay_ms=300))
+    await desk.settled()
+
+    assert desk.freed == 1
+
+
 async def test_what_a_job_submitted_is_stored_with_its_completion(db: Connection, desk: Desk) -> None:
     await publish(db, desk.node, "mail", "letter")
     [job] = await taken(db, desk, 1)
