@@ -91,7 +91,7 @@ class KnownTypes:
 
     async def run(self) -> None:
         """Read the types every second while somebody asks, until cancelled; outages are waited for."""
-        quiet_s = 0.0
+        quiet_s = AWAKE_S  # nobody has asked yet
         while True:
             self._asked.clear()
             try:
