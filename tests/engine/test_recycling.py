@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 from contextlib import suppress
 from pathlib import Path
@@ -66,7 +67,10 @@ async def test_a_job_beyond_its_max_memory_ends_as_oom_and_no_other_process_does
     assert (greedy.status, greedy.attempts, causes(greedy)) == ("failed", 2, [Cause.OOM, Cause.OOM])
     assert "max_memory" in (greedy.error_message or "")
     assert [run.signal for run in greedy.history] == [signal.SIGKILL] * 2
-    assert all((run.max_rss or 0) > LIMIT for run in greedy.history)
+    # The kernel counts the peak of a child from that of who forked it: of a test run that has taken more by
+    # now than the limit it can't be told.
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    assert all((run.max_rss or 0) > LIMIT or (run.max_rss is None and own > LIMIT) for run in greedy.history)
     assert [(job.status, job.attempts, job.history) for job in others] == [("completed", 1, ())] * 2
     assert {pid_of(job) for job in others} == before
 

@@ -322,7 +322,8 @@ async def test_an_answer_forges_no_log_line(resend: Resend, stand_in: ResendStan
 async def test_logs_and_reprs_hold_no_secret(
     resend: Resend, stand_in: ResendStandIn, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.DEBUG)
+    for name in (None, "httpx", "httpcore"):  # a daemon that was set up in this process has quietened them
+        caplog.set_level(logging.DEBUG, name)
     stand_in.script(Scripted.error(500, "application_error"))
 
     failure = await outcome(resend)
