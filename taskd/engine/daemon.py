@@ -127,6 +127,7 @@ class Daemon:
             lambda type_, parent, error: self._judge.barren(type_, parent, error),
             bounded=[name for name, info in infos.items() if info.max_running is not None],
             freed=lambda: self._claimer.hint(),
+            written=lambda: self._claimer.room(),
             dice=dice,
         )
         self._judge = Judge(infos, self._slots, self._settler, dice, max_crashes=settings.max_crashes)

@@ -51,19 +51,22 @@ class Settler:
         *,
         bounded: Collection[str] = (),
         freed: Callable[[], None] = lambda: None,
+        written: Callable[[], None] = lambda: None,
         dice: random.Random | None = None,
     ) -> None:
         """`node` is asked for each verdict.
 
         `barren` is told when the jobs that a job made can't be, and settles it otherwise. `freed` is
         called when runs of `bounded` types were written, for others of them may start now, and when
-        jobs were that wait for less than a poll.
+        jobs were that wait for less than a poll. `written` is called after every batch: a node that
+        holds all that it may goes on claiming then.
         """
         self._link = link
         self._node = node
         self._metrics = metrics
         self._bounded = frozenset(bounded)
         self._freed = freed
+        self._written = written
         self._nursery = nursery
         self._barren = barren
         self._parents: deque[tuple[int, str, Parent]] = deque()
@@ -164,6 +167,7 @@ class Settler:
                     await asyncio.sleep(self._patience.failed(error, jobs=len(batch)))
         finally:
             self._writing, self._in_hand = 0, ()
+            self._written()
 
     async def _write_parent(self) -> None:
         node, type_, parent = self._parents.popleft()
@@ -188,6 +192,7 @@ class Settler:
                     return
         finally:
             self._writing, self._in_hand = 0, ()
+            self._written()
 
     def _settled(self, counts: Mapping[tuple[str, str], int]) -> None:
         for (type_, status), count in counts.items():

@@ -21,7 +21,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from taskd.embedded import EmbeddedPG
-from taskd.engine import crew, daemon, heart
+from taskd.engine import crew, daemon, heart, slots
 from taskd.engine.children import PoolSettings
 from taskd.model.state import Cause
 from taskd.store import jobs, leases, migrate, nodes
@@ -174,6 +174,25 @@ async def test_what_a_child_said_before_it_died_is_heard(database_url: str) -> N
 
 
 # -- drain -----------------------------------------------------------------------------------------------
+
+
+async def test_a_node_that_holds_all_that_it_may_goes_on_when_verdicts_are_written(
+    database_url: str, db: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slots, "MOST_HELD", 50)
+    await jobs.insert(db, [new_job(type="echo", payload=payload(value=1)) for _ in range(1000)])
+
+    async with running(database_url):
+
+        async def over() -> bool:
+            return bool(await one(db, "select count(*) = 0 as done from taskd.queue"))
+
+        await eventually(over, within_s=60)
+    took_s = await one(
+        db, "select extract(epoch from max(finished_at) - min(started_at))::float8 from taskd.outcomes"
+    )
+
+    assert float(took_s) < 4, "twenty times what it may hold, and no wait for polls between"
 
 
 async def test_a_drain_lets_run_what_runs_and_leaves_nothing_claimed(
