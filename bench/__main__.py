@@ -90,7 +90,7 @@ def _about(server: Cluster, peers: Sequence[Peer], missing: dict[str, str]) -> d
             "cores": os.cpu_count(),
             "cpu": models[0].partition(":")[2].strip() if models else platform.machine(),
             "memory_gib": round(pages / 2**30),
-            "kernel": platform.release(),
+            "kernel": platform.release().partition("-")[0],
         },
         "versions": {
             "taskd": version("taskd"),
